@@ -1,0 +1,38 @@
+# Two commands set everything up on a fresh machine: `make compare` and `make test`.
+PYTHON ?= python3
+DATA ?= curves
+EPOCHS ?= 6
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: compare test lint types docs clean help
+
+help:
+	@echo "make compare             train the deep autoencoder with every method on generated CURVES data, print table and plots"
+	@echo "make compare DATA=mnist  the same on MNIST (also fashion-mnist, usps); EPOCHS=10 sets the length"
+	@echo "make test                the test suite"
+	@echo "make lint types          ruff and mypy"
+
+compare: $(READY)
+	$(BIN)/locobench compare --data $(DATA) --epochs $(EPOCHS) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+# torch first and pinned: with that version pip finds a CPU build; an open range may fetch gigabytes of CUDA.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

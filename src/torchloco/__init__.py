@@ -1,0 +1,33 @@
+"""torchloco: LocoProp for PyTorch. Several cheap local steps per layer for each back-propagation."""
+
+from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
+from torchloco.optimizer import LayerInfo, LocoProp
+from torchloco.regularizers import Regularizer, SquaredDistance
+from torchloco.rmsprop import RMSProp
+from torchloco.solvers import FirstOrderSteps, Solver
+from torchloco.targets import GradientTarget, LayerRows, MirrorTarget, Target
+from torchloco.transfers import Transfer, get_transfer, register_transfer, transfer_names
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FirstOrderSteps",
+    "GradientTarget",
+    "LayerInfo",
+    "LayerRows",
+    "LocoProp",
+    "Loss",
+    "MatchingLoss",
+    "MirrorTarget",
+    "PostActivationLoss",
+    "RMSProp",
+    "Regularizer",
+    "Solver",
+    "SquaredDistance",
+    "SquaredLoss",
+    "Target",
+    "Transfer",
+    "get_transfer",
+    "register_transfer",
+    "transfer_names",
+]

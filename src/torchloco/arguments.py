@@ -1,0 +1,100 @@
+"""What a user may write for the loss, the target, the solver and the model's output, and what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import Optimizer
+
+from torchloco.losses import Loss, MatchingLoss, SquaredLoss
+from torchloco.solvers import FirstOrderSteps, Solver
+from torchloco.targets import GradientTarget, MirrorTarget, TargetRule
+from torchloco.transfers import Transfer, get_transfer, nearest, transfer_names
+
+LOSSES: dict[str, Callable[[], Loss]] = {"matching": MatchingLoss, "squared": SquaredLoss}
+
+_CRITERIA: dict[Any, str] = {
+    nn.BCEWithLogitsLoss: "sigmoid",
+    F.binary_cross_entropy_with_logits: "sigmoid",
+    nn.CrossEntropyLoss: "softmax",
+    F.cross_entropy: "softmax",
+    nn.MSELoss: "identity",
+    F.mse_loss: "identity",
+}
+
+
+def resolve_loss(loss: str | Loss) -> Loss:
+    """The loss of that name; an object is returned as it is.
+
+    Raises:
+        TypeError: Neither a name nor a `Loss`.
+        ValueError: Unknown name.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if not isinstance(loss, str):
+        raise TypeError(f"loss must be {' or '.join(map(repr, LOSSES))}, or a torchloco Loss, got {loss!r}")
+    if loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}{nearest(loss, list(LOSSES))}; known: {', '.join(LOSSES)}")
+    return LOSSES[loss]()
+
+
+def resolve_target(target: TargetRule | None, loss: Loss) -> TargetRule:
+    """The given rule, or the target that goes with the loss.
+
+    Raises:
+        TypeError: Not callable.
+        ValueError: None is given and none goes with this loss.
+    """
+    if target is not None:
+        if isinstance(target, type) or not callable(target):
+            raise TypeError(f"target must be a callable of the layer's rows, such as MirrorTarget(), got {target!r}")
+        return target
+    for kind in (MirrorTarget, GradientTarget):
+        if kind.loss is type(loss):
+            return kind()
+    raise ValueError(f"no target goes with {loss!r} by itself; give target=, such as GradientTarget() or MirrorTarget()")
+
+
+def resolve_solver(solver: Solver | Callable[..., Optimizer] | None) -> Solver:
+    """The given solver; `FirstOrderSteps` of a torch.optim class or factory, or of the paper's RMSProp.
+
+    Raises:
+        TypeError: Neither a `Solver` nor something that makes an optimizer.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if isinstance(solver, type) and issubclass(solver, Solver):
+        return solver()
+    return FirstOrderSteps(solver)
+
+
+def output_transfer(output: Any) -> Transfer:
+    """The transfer function that matches a network loss.
+
+    Args:
+        output: A transfer's name or `Transfer`, or a criterion as a module, a class or a functional.
+
+    Raises:
+        TypeError: A criterion without a known transfer.
+        ValueError: An unknown name.
+    """
+    if isinstance(output, str | Transfer):
+        return get_transfer(output)
+    key = type(output) if isinstance(output, nn.Module) else output
+    try:
+        name = _CRITERIA.get(key)
+    except TypeError:  # not hashable
+        name = None
+    if name is None and isinstance(key, type):
+        name = next((_CRITERIA[base] for base in key.__mro__ if base in _CRITERIA), None)
+    if name is None:
+        raise TypeError(
+            f"output: no transfer function is known for {getattr(key, '__name__', key)!r}; supported criteria: "
+            "BCE-with-logits (sigmoid), cross-entropy (softmax), MSE (identity), each as a module, a class or a functional; "
+            f"or a transfer's name: {', '.join(transfer_names())}"
+        )
+    return get_transfer(name)

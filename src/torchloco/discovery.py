@@ -1,0 +1,242 @@
+"""Which transfer function follows which layer, read off the autograd graph while the first forward pass builds it.
+
+Each layer's output has a node in the graph. When a later layer is called, or when the model returns, the graph is walked
+from there back to those nodes; what stands between, past pure changes of shape, is what the pre-activation met. The graph
+shows module, functional and in-place activations alike.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from torchloco import transfers as tf
+from torchloco.transfers import Transfer, get_transfer, transfer_of_module
+
+#: Nodes that move or cast entries and leave each as it is.
+_SHAPE_ONLY = frozenset(
+    f"{name}Backward"
+    for name in (
+        "View UnsafeView ReshapeAlias Alias T Transpose Permute Squeeze Unsqueeze Expand Clone ToCopy Slice Split "
+        "SplitWithSizes Select AsStrided Unbind Flatten Unflatten"
+    ).split()
+)
+
+_BY_NODE: dict[str, Callable[[Any], Transfer]] = {
+    **{
+        f"{node}Backward": (lambda _, name=name: get_transfer(name))  # type: ignore[misc]
+        for node, name in {
+            "Tanh": "tanh",
+            "Sigmoid": "sigmoid",
+            "Relu": "relu",
+            "Softmax": "softmax",
+            "LogSoftmax": "softmax",
+            "BinaryCrossEntropyWithLogits": "sigmoid",
+            "MseLoss": "identity",
+            "Hardsigmoid": "hardsigmoid",
+            "LogSigmoid": "logsigmoid",
+            "Gelu": "gelu",
+            "Silu": "silu",
+            "Mish": "mish",
+            "Hardswish": "hardswish",
+        }.items()
+    },
+    "LeakyReluBackward": lambda node: tf.leaky_relu(node._saved_negative_slope),
+    "EluBackward": lambda node: (
+        get_transfer("selu") if node._saved_scale != 1 else tf.elu(node._saved_alpha)
+    ),
+    "CeluBackward": lambda node: tf.celu(node._saved_alpha),
+    "HardtanhBackward": lambda node: (
+        get_transfer("relu6")
+        if (node._saved_min_val, node._saved_max_val) == (0, 6)
+        else tf.hardtanh(node._saved_min_val, node._saved_max_val)
+    ),
+    "SoftplusBackward": lambda node: tf.softplus(node._saved_beta),
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A layer's transfer function and why it was taken."""
+
+    transfer: Transfer
+    source: str
+
+
+class Discovery:
+    """Follows the outputs of the layers it is told of until each has met something.
+
+    Args:
+        model: The model; its forward's end, and modules of registered transfers, are watched as well.
+        output: The transfer of what reaches the model's end untransformed; None if not given.
+    """
+
+    def __init__(self, model: nn.Module, output: Transfer | None) -> None:
+        self.output = output
+        self._outputs: dict[Node, str] = {}
+        self._consumers: dict[Node, list[Node]] = {}
+        self._claims: dict[Node, Transfer] = {}
+        self._entered: set[Node] = set()
+        self._walked: set[Node] = set()
+        self.handles = [model.register_forward_hook(_EndHook(self))]
+        for module in model.modules():
+            transfer = transfer_of_module(module)
+            if transfer is not None:
+                self.handles.append(module.register_forward_pre_hook(_ClaimHook(self, transfer)))
+
+    def enter(self, x: Tensor) -> None:
+        """A layer is called with input `x`: walk what led to it."""
+        if self._outputs and x.grad_fn is not None:
+            self._walk(x.grad_fn)
+            self._entered.add(x.grad_fn)
+
+    def end(self, output: Tensor) -> None:
+        """The model returned `output`: walk what led to it."""
+        if self._outputs and output.grad_fn is not None:
+            self._walk(output.grad_fn)
+
+    def follow(self, name: str, output: Tensor) -> None:
+        """Follow a layer's output from here on."""
+        if output.grad_fn is not None:
+            self._outputs[output.grad_fn] = name
+
+    def claim(self, transfer: Transfer, x: Tensor) -> None:
+        """A module of a registered transfer is called with `x`."""
+        if self._outputs and x.grad_fn is not None:
+            self._walk(x.grad_fn)
+            self._claims[x.grad_fn] = transfer
+
+    def conclude(self) -> dict[str, Decision]:
+        """What was found for the layers that were followed. Lets go of the graph."""
+        decisions: dict[str, Decision] = {}
+        for node, name in self._outputs.items():
+            decision = self._decide(node)
+            other = decisions.setdefault(name, decision)
+            if other.transfer.name != decision.transfer.name:  # one layer called in two places
+                sources = f"{other.source}; {decision.source}"
+                decisions[name] = Decision(get_transfer("identity"), sources)
+        for memory in (self._outputs, self._consumers, self._claims, self._entered, self._walked):
+            memory.clear()
+        return decisions
+
+    def _walk(self, root: Node) -> None:
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            if node in self._walked:
+                continue
+            self._walked.add(node)
+            if node in self._outputs:  # beyond it lies what an earlier walk has seen
+                continue
+            for parent, _ in node.next_functions:
+                if parent is not None:
+                    self._consumers.setdefault(parent, []).append(node)
+                    stack.append(parent)
+
+    def _decide(self, node: Node) -> Decision:
+        claims, met, into_layer = self._met(node)
+        if claims and not met and not into_layer:
+            return Decision(claims[0], "met its module")
+        if into_layer and not met:
+            return Decision(get_transfer("identity"), "met a layer")
+        if not met:
+            if self.output is not None:
+                return Decision(self.output, "output=")
+            return Decision(get_transfer("identity"), "the model's output; output= names its loss's transfer")
+        if _is_softsign(met):
+            return Decision(get_transfer("softsign"), "met Softsign")
+        kinds = sorted({_kind(n) for n in met})
+        label = "met " + ", ".join(kind.removesuffix("Backward") for kind in kinds)
+        if len(kinds) == 1 and kinds[0] in _BY_NODE and not into_layer:
+            transfer = _BY_NODE[kinds[0]](met[0])
+            if transfer.name == "relu" and self._is_squared(met):
+                return Decision(get_transfer("relu_squared"), label + ", squared")
+            return Decision(transfer, label)
+        return Decision(get_transfer("identity"), label)
+
+    def _met(self, node: Node) -> tuple[list[Transfer], list[Node], bool]:
+        """The claims on, and the consumers of, a node's output past changes of shape; whether it feeds a layer."""
+        claims: list[Transfer] = []
+        met: list[Node] = []
+        into_layer = False
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            into_layer = into_layer or current in self._entered
+            if current in self._claims:  # what the module does inside is its own affair
+                claims.append(self._claims[current])
+                continue
+            for consumer in self._consumers.get(current, ()):
+                (stack if _kind(consumer) in _SHAPE_ONLY else met).append(consumer)
+        return claims, met, into_layer
+
+    def _is_squared(self, relus: list[Node]) -> bool:
+        after = [consumer for relu in relus for consumer in self._met(relu)[1]]
+        return bool(after) and all(
+            _kind(n) == "PowBackward" and getattr(n, "_saved_exponent", None) == 2 for n in after
+        )
+
+
+class _EndHook:
+    """Walks from the model's outputs. Weak, and inert when copied, as every hook here."""
+
+    def __init__(self, discovery: Discovery | None = None) -> None:
+        self.discovery = (lambda: None) if discovery is None else weakref.ref(discovery)
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        discovery = self.discovery()
+        if discovery is not None:
+            for tensor in _tensors(output):
+                discovery.end(tensor)
+
+    def __reduce__(self) -> tuple[type[_EndHook], tuple[()]]:
+        return (_EndHook, ())
+
+
+class _ClaimHook:
+    """Tells discovery that a module of a registered transfer was called."""
+
+    def __init__(self, discovery: Discovery | None = None, transfer: Transfer | None = None) -> None:
+        self.discovery = (lambda: None) if discovery is None else weakref.ref(discovery)
+        self.transfer = transfer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        discovery = self.discovery()
+        if discovery is not None and self.transfer is not None and args and isinstance(args[0], Tensor):
+            discovery.claim(self.transfer, args[0])
+
+    def __reduce__(self) -> tuple[type[_ClaimHook], tuple[()]]:
+        return (_ClaimHook, ())
+
+
+def _kind(node: Node) -> str:
+    """A node's name without the overload's number: AddmmBackward0 → AddmmBackward."""
+    return node.name().rstrip("0123456789")
+
+
+def _is_softsign(met: list[Node]) -> bool:
+    """x / (1 + |x|), which torch records as its parts."""
+    kinds = {_kind(n): n for n in met}
+    if set(kinds) != {"AbsBackward", "DivBackward"} or len(met) != 2:
+        return False
+    denominator = kinds["DivBackward"].next_functions[1][0]
+    return denominator is not None and any(parent is kinds["AbsBackward"] for parent, _ in denominator.next_functions)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))

@@ -1,0 +1,42 @@
+"""What `repr(optimizer)` shows: for every layer, what was decided and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torchloco.optimizer import LocoProp
+
+
+def describe(optimizer: LocoProp) -> str:
+    """A table of the layers, the param groups' options, and the fallback with its parameters."""
+    header = ("layer", "out × in", "transfer", "loss", "target", "found by")
+    rows = [
+        (
+            info.name,
+            f"{info.shape[0]} × {info.shape[1]}",
+            info.transfer.name if info.transfer else "?",
+            info.loss.name,
+            repr(info.target),
+            info.source,
+        )
+        for info in optimizer.layers
+    ]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["LocoProp("]
+    lines += [
+        ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in [header, *rows]
+    ]
+    lines.append(f"  solver: {optimizer.solver!r}")
+    if optimizer.regularizer is not None:
+        lines.append(f"  regularizer: {optimizer.regularizer!r}")
+    for i, group in enumerate(optimizer.param_groups):
+        if not group.get("fallback"):
+            options = ", ".join(f"{key}={group[key]:g}" for key in ("lr", "activation_lr", "local_steps"))
+            lines.append(f"  group {i}: {options}; {len(group['params'])} parameters")
+    names = optimizer.fallback_parameters
+    if names:
+        shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+        lines.append(f"  fallback: {optimizer.fallback_name} for {shown}")
+    return "\n".join([*lines, ")"])

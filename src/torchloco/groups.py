@@ -1,0 +1,176 @@
+"""Param groups: which parameters belong to a layer with a local problem, which to the fallback optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.nn import Parameter
+from torch.nn.parameter import UninitializedParameter
+
+from torchloco.checks import check_count, check_range
+from torchloco.layers import is_supported
+from torchloco.transfers import nearest
+
+OPTIONS = ("lr", "activation_lr", "local_steps")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the options of a group of layers.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Out of range, or no such option.
+    """
+    for name in options:
+        if name not in (*OPTIONS, "initial_lr"):
+            raise ValueError(
+                f"unknown option {name!r} in a param group{nearest(name, list(OPTIONS))}; supported: "
+                f"{', '.join(OPTIONS)}, and 'fallback': True for a group of the fallback optimizer with its own options"
+            )
+    if "lr" in options:
+        check_range("lr", options["lr"], 0)
+    if "activation_lr" in options:
+        check_range("activation_lr", options["activation_lr"], 0)
+    if "local_steps" in options:
+        check_count("local_steps", options["local_steps"])
+
+
+@dataclass
+class Split:
+    """A param group taken apart."""
+
+    params: list[Parameter] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    layers: list[tuple[str, nn.Module]] = field(default_factory=list)
+    fallback: list[Parameter] = field(default_factory=list)
+    fallback_options: dict[str, Any] = field(default_factory=dict)
+
+
+class Plan:
+    """Sorts a model's parameters into layers and the rest.
+
+    Args:
+        model: The model.
+        params: What the user gave: None for all that require a gradient, parameters, modules, layer names, or groups.
+
+    Raises:
+        TypeError, ValueError: See `LocoProp`.
+    """
+
+    def __init__(self, model: nn.Module, params: Iterable[Any] | None) -> None:
+        self._model = model
+        self.names: dict[Parameter, str] = {p: name for name, p in model.named_parameters()}
+        for p, name in self.names.items():
+            if isinstance(p, UninitializedParameter):
+                raise ValueError(
+                    f"parameter {name!r} is not initialised yet; call the model once (lazy modules) before building LocoProp"
+                )
+        owners: dict[Parameter, int] = {}
+        for module in model.modules():
+            for p in module._parameters.values():
+                if p is not None:
+                    owners[p] = owners.get(p, 0) + 1
+        # A parameter of two modules has one gradient from both; neither's rows alone explain it.
+        self.layers = {
+            name: module
+            for name, module in model.named_modules()
+            if is_supported(module) and all(owners[p] == 1 for p in module._parameters.values() if p is not None)
+        }
+        self._weights = {module._parameters["weight"]: name for name, module in self.layers.items()}
+        self._biases = {
+            module._parameters["bias"]: name for name, module in self.layers.items() if module._parameters["bias"] is not None
+        }
+        self.groups = self._as_groups(params)
+        given = [(p, g) for g in self.groups for p in self._flatten(g["params"])]
+        self._planned = {p for p, g in given if not g.get("fallback")}
+        if not any(p in self._weights for p in self._planned):
+            raise ValueError(
+                f"{type(model).__name__} has no supported layer among the parameters to train; supported: nn.Linear "
+                "(not parametrized, its weight not shared with another module). Use a torch.optim optimizer instead"
+            )
+
+    def split(self, group: Mapping[str, Any]) -> Split:
+        """Take one param group apart; changes nothing.
+
+        Raises:
+            TypeError, ValueError: See `LocoProp`.
+        """
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"a param group must be a dict with 'params', got {group!r}")
+        options = {key: value for key, value in group.items() if key not in ("params", "fallback")}
+        params = self._flatten(group["params"])
+        if len(set(params)) != len(params):
+            raise ValueError("a param group lists the same parameter twice")
+        if group.get("fallback"):
+            return Split(fallback=params, fallback_options=options)
+        check_options(options)
+        self._planned.update(params)
+        split = Split(options=options)
+        for p in params:
+            if p in self._weights:
+                name = self._weights[p]
+                split.layers.append((name, self.layers[name]))
+                split.params.append(p)
+            elif p in self._biases and self._weight_of_bias(p) in self._planned and self._weight_of_bias(p).requires_grad:
+                split.params.append(p)
+            else:
+                split.fallback.append(p)
+        return split
+
+    def layer_of(self, p: Parameter) -> str:
+        """The name of the layer a weight or bias belongs to."""
+        return self._weights.get(p) or self._biases[p]
+
+    def _weight_of_bias(self, bias: Parameter) -> Parameter:
+        weight = self.layers[self._biases[bias]]._parameters["weight"]
+        assert weight is not None
+        return weight
+
+    def _as_groups(self, params: Iterable[Any] | None) -> list[dict[str, Any]]:
+        if params is None:
+            return [{"params": [p for p in self.names if p.requires_grad]}]
+        entries = list(params)
+        if not entries:
+            raise ValueError("params is empty; leave it out to train all parameters that require a gradient")
+        if all(isinstance(entry, Mapping) for entry in entries):
+            for entry in entries:
+                if "params" not in entry:
+                    raise TypeError(f"a param group must be a dict with 'params', got the keys {', '.join(map(str, entry))}")
+            # Iterators are read once here, and again by torch.
+            return [{**entry, "params": self._flatten(entry["params"])} for entry in entries]
+        return [{"params": self._flatten(entries)}]
+
+    def _flatten(self, entries: Any) -> list[Parameter]:
+        return list(self._each(entries))
+
+    def _each(self, entry: Any) -> Iterator[Parameter]:
+        if isinstance(entry, Parameter):
+            if entry not in self.names:
+                raise ValueError(f"params holds a parameter of shape {tuple(entry.shape)} that is not the model's")
+            yield entry
+        elif isinstance(entry, nn.Module):
+            for p in entry.parameters():
+                yield from self._each(p)
+        elif isinstance(entry, str):
+            yield from self._each(self._module(entry))
+        elif isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], Parameter):
+            yield from self._each(entry[1])  # named_parameters()
+        elif isinstance(entry, Iterable) and not isinstance(entry, Mapping):
+            for item in entry:
+                yield from self._each(item)
+        else:
+            raise TypeError(
+                f"params may hold parameters, modules and names of modules, or groups of them; got {type(entry).__name__}"
+            )
+
+    def _module(self, name: str) -> nn.Module:
+        modules = dict(self._model.named_modules())
+        if name not in modules:
+            raise ValueError(
+                f"params names {name!r}, which is no module of the model{nearest(name, list(modules))}; "
+                f"supported layers: {', '.join(self.layers)}"
+            )
+        return modules[name]

@@ -1,0 +1,28 @@
+"""How a module becomes a matrix problem: rows X of shape (N, d_in) times a weight of shape (d_out, d_in).
+
+`nn.Linear`: any number of leading dimensions, which all become rows; weight (out_features, in_features).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+
+def is_supported(module: nn.Module) -> bool:
+    """Whether this module is a layer with a local problem.
+
+    Subclasses that compute something else than `nn.Linear.forward` are not, nor is the projection inside
+    `nn.MultiheadAttention`, whose forward is never called, nor a layer whose weight is computed (a parametrization).
+    """
+    return (
+        isinstance(module, nn.Linear)
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and type(module).forward is nn.Linear.forward
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+    )
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """(…, d) → (N, d), without a copy where the memory allows it."""
+    return tensor.reshape(-1, tensor.shape[-1])

@@ -1,0 +1,88 @@
+"""RMSProp in the arithmetic of TensorFlow 1, which the authors' experiments use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torchloco.checks import check_range
+
+
+class RMSProp(Optimizer):
+    """RMSProp as TensorFlow 1 computes it; usable with any model, as an ordinary torch optimizer.
+
+    For each parameter w with gradient g::
+
+        v ← decay · v + (1 - decay) · g²            v starts at ones
+        m ← momentum · m + lr · g / √(v + epsilon)
+        w ← w - m
+
+    `torch.optim.RMSprop` differs in three places: its v starts at zero, its epsilon is outside the root, and its
+    lr multiplies the momentum afterwards, so a changed lr also rescales the steps that are already under way.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate, >= 0.
+        decay: Decay of the mean square v, in [0, 1).
+        momentum: Decay of the momentum m, in [0, 1). At 0 no momentum slot is kept.
+        epsilon: Added to v inside the root, > 0; its unit is that of a squared gradient.
+
+    Raises:
+        TypeError: An option is not a number.
+        ValueError: An option is outside its range.
+        RuntimeError: A gradient is sparse.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        decay: float = 0.9,
+        momentum: float = 0.0,
+        epsilon: float = 1e-10,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group after checking its options; see `torch.optim.Optimizer.add_param_group`."""
+        options = {**self.defaults, **param_group}
+        check_range("lr", options["lr"], 0, inclusive=True)
+        check_range("decay", options["decay"], 0, 1, inclusive=True)
+        check_range("momentum", options["momentum"], 0, 1, inclusive=True)
+        check_range("epsilon", options["epsilon"], 0)
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient. Returns the closure's loss, if a closure is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group)
+        return loss
+
+    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if g.is_sparse:
+            raise RuntimeError("RMSProp does not support sparse gradients; use a dense embedding (sparse=False)")
+        state = self.state[p]
+        if "mean_square" not in state:
+            state["mean_square"] = torch.ones_like(p, memory_format=torch.preserve_format)
+        if group["momentum"] and "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        v = state["mean_square"]
+        v.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
+        root = torch.add(v, group["epsilon"]).sqrt_()
+        lr = float(group["lr"])
+        if group["momentum"]:
+            p.sub_(state["momentum"].mul_(group["momentum"]).addcdiv_(g, root, value=lr))
+        else:
+            p.addcdiv_(g, root, value=-lr)
