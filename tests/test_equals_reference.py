@@ -3,12 +3,12 @@
 import json
 
 import pytest
-import reference as ref
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import reference as ref
 from torchloco import FirstOrderSteps, LocoProp, RMSProp, SquaredDistance
 
 MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "identity": nn.Identity, "softplus": nn.Softplus}

@@ -1,7 +1,8 @@
 """torchloco: LocoProp for PyTorch. Several cheap local steps per layer for each back-propagation."""
 
+from torchloco.display import LayerInfo
 from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
-from torchloco.optimizer import LayerInfo, LocoProp
+from torchloco.optimizer import LocoProp
 from torchloco.regularizers import Regularizer, SquaredDistance
 from torchloco.rmsprop import RMSProp
 from torchloco.solvers import FirstOrderSteps, Solver

@@ -56,7 +56,9 @@ def resolve_target(target: TargetRule | None, loss: Loss) -> TargetRule:
     for kind in (MirrorTarget, GradientTarget):
         if kind.loss is type(loss):
             return kind()
-    raise ValueError(f"no target goes with {loss!r} by itself; give target=, such as GradientTarget() or MirrorTarget()")
+    raise ValueError(
+        f"no target goes with {loss!r} by itself; give target=, such as GradientTarget() or MirrorTarget()"
+    )
 
 
 def resolve_solver(solver: Solver | Callable[..., Optimizer] | None) -> Solver:
@@ -67,8 +69,6 @@ def resolve_solver(solver: Solver | Callable[..., Optimizer] | None) -> Solver:
     """
     if isinstance(solver, Solver):
         return solver
-    if isinstance(solver, type) and issubclass(solver, Solver):
-        return solver()
     return FirstOrderSteps(solver)
 
 
@@ -94,7 +94,7 @@ def output_transfer(output: Any) -> Transfer:
     if name is None:
         raise TypeError(
             f"output: no transfer function is known for {getattr(key, '__name__', key)!r}; supported criteria: "
-            "BCE-with-logits (sigmoid), cross-entropy (softmax), MSE (identity), each as a module, a class or a functional; "
+            "BCE-with-logits (sigmoid), cross-entropy (softmax), MSE (identity), as module, class or functional; "
             f"or a transfer's name: {', '.join(transfer_names())}"
         )
     return get_transfer(name)

@@ -1,8 +1,8 @@
 """All contact with hooks: they record what enters and leaves a layer, and the gradient that comes back.
 
-A forward hook keeps the layer's input and output of one call; a hook on the output tensor commits them when the backward
-pass brings their gradient. So forward and backward are paired by closure: calls in eval mode or without gradients leave
-nothing behind, a layer may be called several times, and recomputed calls are recorded once.
+A forward hook keeps the layer's input and output of one call; a hook on the output tensor commits them when the
+backward pass brings their gradient. So forward and backward are paired by closure: calls in eval mode or without
+gradients leave nothing behind, a layer may be called several times, and recomputed calls are recorded once.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Recorder:
             if recorder is not None:
                 recorder.captures.append(Capture(x, a, g.detach(), versions))
 
-        output.register_hook(commit)
+        output.register_hook(commit)  # type: ignore[no-untyped-call]
         return output
 
 
@@ -96,31 +96,30 @@ class _ForwardHook:
         return (_ForwardHook, ())
 
 
-def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float, float]:
+def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | None, float]:
     """s with gradient ≈ s · GᵀX, and how far off it is relative to the gradient.
 
     A gradient scaler or norm clipping multiplies `.grad` but not the captured G; s makes them agree again. A large
     remainder says that they belong to different passes. Both are taken along one fixed dense direction v, which costs
-    three matrix-vector products instead of a matrix product.
+    three matrix-vector products instead of a matrix product. Where GᵀX is only rounding error, s cannot be told: None.
 
     Args:
         gradient: The weight's `.grad`, (d_out, d_in).
         x: X, (N, d_in).
         g: G, (N, d_out).
     """
-    steps = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
-    v = torch.cos(0.7 * steps * steps + 0.3).to(x.dtype)
-    seen, expected = gradient @ v, g.t() @ (x @ v)
-    seen, expected = seen.double(), expected.double()
-    norms = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
-    if norms[1] == 0:
-        return 1.0, 0.0 if norms[2] == 0 else 1.0
-    factor = norms[0] / norms[1]
-    if norms[2] == 0:
-        return 0.0, 0.0
-    remainder = max(0.0, 1 - norms[0] ** 2 / (norms[1] * norms[2])) ** 0.5
-    rounding = 64 * torch.finfo(x.dtype).eps
-    return (1.0 if abs(factor - 1) < rounding else factor), remainder
+    columns = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
+    v = torch.cos(0.7 * columns * columns + 0.3).to(x.dtype)
+    xv = x @ v
+    seen, expected = (gradient @ v).double(), (g.t() @ xv).double()
+    products = [seen @ expected, expected @ expected, seen @ seen, g.norm().double() * xv.norm().double()]
+    cross, expected2, seen2, largest = torch.stack(products).tolist()
+    if expected2**0.5 <= 1e3 * torch.finfo(x.dtype).eps * largest:
+        return None, 0.0
+    factor = cross / expected2
+    remainder = max(0.0, 1 - cross**2 / (expected2 * seen2)) ** 0.5 if seen2 else 0.0
+    close = abs(factor - 1) < 64 * torch.finfo(x.dtype).eps
+    return (1.0 if close else factor), remainder
 
 
 def check_free(name: str, module: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Which transfer function follows which layer, read off the autograd graph while the first forward pass builds it.
 
-Each layer's output has a node in the graph. When a later layer is called, or when the model returns, the graph is walked
-from there back to those nodes; what stands between, past pure changes of shape, is what the pre-activation met. The graph
-shows module, functional and in-place activations alike.
+Each layer's output has a node in the graph. When a later layer is called, or when the model returns, the graph is
+walked from there back to those nodes; what stands between, past pure changes of shape, is what the pre-activation met.
+The graph shows module, functional and in-place activations alike.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torchloco.transfers import Transfer, get_transfer, transfer_of_module
 _SHAPE_ONLY = frozenset(
     f"{name}Backward"
     for name in (
-        "View UnsafeView ReshapeAlias Alias T Transpose Permute Squeeze Unsqueeze Expand Clone ToCopy Slice Split "
-        "SplitWithSizes Select AsStrided Unbind Flatten Unflatten"
-    ).split()
+        *("View", "UnsafeView", "ReshapeAlias", "Alias", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Expand"),
+        *("Clone", "ToCopy", "Slice", "Split", "SplitWithSizes", "Select", "AsStrided", "Unbind", "Unflatten"),
+    )
 )
 
 _BY_NODE: dict[str, Callable[[Any], Transfer]] = {
@@ -47,9 +47,7 @@ _BY_NODE: dict[str, Callable[[Any], Transfer]] = {
         }.items()
     },
     "LeakyReluBackward": lambda node: tf.leaky_relu(node._saved_negative_slope),
-    "EluBackward": lambda node: (
-        get_transfer("selu") if node._saved_scale != 1 else tf.elu(node._saved_alpha)
-    ),
+    "EluBackward": lambda node: get_transfer("selu") if node._saved_scale != 1 else tf.elu(node._saved_alpha),
     "CeluBackward": lambda node: tf.celu(node._saved_alpha),
     "HardtanhBackward": lambda node: (
         get_transfer("relu6")
@@ -74,10 +72,15 @@ class Discovery:
     Args:
         model: The model; its forward's end, and modules of registered transfers, are watched as well.
         output: The transfer of what reaches the model's end untransformed; None if not given.
+        given: What the user named, by layer.
+
+    Attributes:
+        decisions: What is known, by layer.
     """
 
-    def __init__(self, model: nn.Module, output: Transfer | None) -> None:
+    def __init__(self, model: nn.Module, output: Transfer | None, given: Mapping[str, Transfer]) -> None:
         self.output = output
+        self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
         self._outputs: dict[Node, str] = {}
         self._consumers: dict[Node, list[Node]] = {}
         self._claims: dict[Node, Transfer] = {}
@@ -95,14 +98,16 @@ class Discovery:
             self._walk(x.grad_fn)
             self._entered.add(x.grad_fn)
 
-    def end(self, output: Tensor) -> None:
-        """The model returned `output`: walk what led to it."""
-        if self._outputs and output.grad_fn is not None:
-            self._walk(output.grad_fn)
+    def end(self, output: Any) -> None:
+        """The model returned `output`: walk what led to it, and decide."""
+        for tensor in _tensors(output):
+            if self._outputs and tensor.grad_fn is not None:
+                self._walk(tensor.grad_fn)
+        self.conclude()
 
     def follow(self, name: str, output: Tensor) -> None:
-        """Follow a layer's output from here on."""
-        if output.grad_fn is not None:
+        """Follow a layer's output from here on, if its transfer is not known."""
+        if output.grad_fn is not None and name not in self.decisions:
             self._outputs[output.grad_fn] = name
 
     def claim(self, transfer: Transfer, x: Tensor) -> None:
@@ -111,8 +116,8 @@ class Discovery:
             self._walk(x.grad_fn)
             self._claims[x.grad_fn] = transfer
 
-    def conclude(self) -> dict[str, Decision]:
-        """What was found for the layers that were followed. Lets go of the graph."""
+    def conclude(self) -> None:
+        """Decide for the layers that were followed, and let go of the graph."""
         decisions: dict[str, Decision] = {}
         for node, name in self._outputs.items():
             decision = self._decide(node)
@@ -122,7 +127,7 @@ class Discovery:
                 decisions[name] = Decision(get_transfer("identity"), sources)
         for memory in (self._outputs, self._consumers, self._claims, self._entered, self._walked):
             memory.clear()
-        return decisions
+        self.decisions = {**decisions, **self.decisions}
 
     def _walk(self, root: Node) -> None:
         stack = [root]
@@ -191,8 +196,7 @@ class _EndHook:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         discovery = self.discovery()
         if discovery is not None:
-            for tensor in _tensors(output):
-                discovery.end(tensor)
+            discovery.end(output)
 
     def __reduce__(self) -> tuple[type[_EndHook], tuple[()]]:
         return (_EndHook, ())
@@ -220,7 +224,7 @@ def _kind(node: Node) -> str:
 
 
 def _is_softsign(met: list[Node]) -> bool:
-    """x / (1 + |x|), which torch records as its parts."""
+    """X / (1 + |x|), which torch records as its parts."""
     kinds = {_kind(n): n for n in met}
     if set(kinds) != {"AbsBackward", "DivBackward"} or len(met) != 2:
         return False

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torchloco.losses import Loss
+from torchloco.solvers import Solver
+from torchloco.targets import TargetRule
+from torchloco.transfers import Transfer
 
 if TYPE_CHECKING:
     from torchloco.optimizer import LocoProp
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What was decided for a layer.
+
+    Args:
+        name: Its name in the model.
+        shape: (d_out, d_in) of its weight.
+        transfer: Its transfer function; None until the first forward pass shows it.
+        source: How the transfer was found.
+        loss: The local loss.
+        target: The rule for the local target.
+        solver: The solver.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    transfer: Transfer | None
+    source: str
+    loss: Loss
+    target: TargetRule
+    solver: Solver
 
 
 def describe(optimizer: LocoProp) -> str:

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedParameter
 
 from torchloco.checks import check_count, check_range
-from torchloco.layers import is_supported
+from torchloco.layers import bias_of, is_supported, weight_of
 from torchloco.transfers import nearest
 
 OPTIONS = ("lr", "activation_lr", "local_steps")
@@ -44,7 +44,7 @@ class Split:
 
     params: list[Parameter] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-    layers: list[tuple[str, nn.Module]] = field(default_factory=list)
+    layers: list[tuple[str, nn.Linear]] = field(default_factory=list)
     fallback: list[Parameter] = field(default_factory=list)
     fallback_options: dict[str, Any] = field(default_factory=dict)
 
@@ -66,22 +66,23 @@ class Plan:
         for p, name in self.names.items():
             if isinstance(p, UninitializedParameter):
                 raise ValueError(
-                    f"parameter {name!r} is not initialised yet; call the model once (lazy modules) before building LocoProp"
+                    f"parameter {name!r} is not initialised yet; call the model once (lazy modules) "
+                    "before building LocoProp"
                 )
         owners: dict[Parameter, int] = {}
         for module in model.modules():
-            for p in module._parameters.values():
-                if p is not None:
-                    owners[p] = owners.get(p, 0) + 1
+            for own in module._parameters.values():
+                if own is not None:
+                    owners[own] = owners.get(own, 0) + 1
         # A parameter of two modules has one gradient from both; neither's rows alone explain it.
-        self.layers = {
+        self.layers: dict[str, nn.Linear] = {
             name: module
             for name, module in model.named_modules()
             if is_supported(module) and all(owners[p] == 1 for p in module._parameters.values() if p is not None)
         }
-        self._weights = {module._parameters["weight"]: name for name, module in self.layers.items()}
-        self._biases = {
-            module._parameters["bias"]: name for name, module in self.layers.items() if module._parameters["bias"] is not None
+        self._weights: dict[Parameter, str] = {weight_of(m): name for name, m in self.layers.items()}
+        self._biases: dict[Parameter, str] = {
+            bias: name for name, m in self.layers.items() if (bias := bias_of(m)) is not None
         }
         self.groups = self._as_groups(params)
         given = [(p, g) for g in self.groups for p in self._flatten(g["params"])]
@@ -107,27 +108,29 @@ class Plan:
         if group.get("fallback"):
             return Split(fallback=params, fallback_options=options)
         check_options(options)
-        self._planned.update(params)
+        planned = self._planned.union(params)
         split = Split(options=options)
         for p in params:
             if p in self._weights:
                 name = self._weights[p]
                 split.layers.append((name, self.layers[name]))
                 split.params.append(p)
-            elif p in self._biases and self._weight_of_bias(p) in self._planned and self._weight_of_bias(p).requires_grad:
+            elif p in self._biases and self._weight_of_bias(p) in planned and self._weight_of_bias(p).requires_grad:
                 split.params.append(p)
             else:
                 split.fallback.append(p)
         return split
+
+    def adopt(self, split: Split) -> None:
+        """Remember the parameters of a group that was added."""
+        self._planned.update(split.params)
 
     def layer_of(self, p: Parameter) -> str:
         """The name of the layer a weight or bias belongs to."""
         return self._weights.get(p) or self._biases[p]
 
     def _weight_of_bias(self, bias: Parameter) -> Parameter:
-        weight = self.layers[self._biases[bias]]._parameters["weight"]
-        assert weight is not None
-        return weight
+        return weight_of(self.layers[self._biases[bias]])
 
     def _as_groups(self, params: Iterable[Any] | None) -> list[dict[str, Any]]:
         if params is None:
@@ -138,7 +141,9 @@ class Plan:
         if all(isinstance(entry, Mapping) for entry in entries):
             for entry in entries:
                 if "params" not in entry:
-                    raise TypeError(f"a param group must be a dict with 'params', got the keys {', '.join(map(str, entry))}")
+                    raise TypeError(
+                        f"a param group must be a dict with 'params', got the keys {', '.join(map(str, entry))}"
+                    )
             # Iterators are read once here, and again by torch.
             return [{**entry, "params": self._flatten(entry["params"])} for entry in entries]
         return [{"params": self._flatten(entries)}]
@@ -156,18 +161,23 @@ class Plan:
                 yield from self._each(p)
         elif isinstance(entry, str):
             yield from self._each(self._module(entry))
-        elif isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], Parameter):
+        elif (
+            isinstance(entry, tuple)
+            and len(entry) == 2
+            and isinstance(entry[0], str)
+            and isinstance(entry[1], Parameter)
+        ):
             yield from self._each(entry[1])  # named_parameters()
         elif isinstance(entry, Iterable) and not isinstance(entry, Mapping):
             for item in entry:
                 yield from self._each(item)
         else:
             raise TypeError(
-                f"params may hold parameters, modules and names of modules, or groups of them; got {type(entry).__name__}"
+                f"params may hold parameters, modules, names of modules, or groups of them, got {type(entry).__name__}"
             )
 
     def _module(self, name: str) -> nn.Module:
-        modules = dict(self._model.named_modules())
+        modules: dict[str, nn.Module] = dict(self._model.named_modules())
         if name not in modules:
             raise ValueError(
                 f"params names {name!r}, which is no module of the model{nearest(name, list(modules))}; "

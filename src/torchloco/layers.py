@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard, cast
+
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 
-def is_supported(module: nn.Module) -> bool:
+def is_supported(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether this module is a layer with a local problem.
 
     Subclasses that compute something else than `nn.Linear.forward` are not, nor is the projection inside
@@ -21,6 +23,16 @@ def is_supported(module: nn.Module) -> bool:
         and type(module).forward is nn.Linear.forward
         and isinstance(module._parameters.get("weight"), nn.Parameter)
     )
+
+
+def weight_of(module: nn.Linear) -> nn.Parameter:
+    """The weight, (d_out, d_in)."""
+    return cast(nn.Parameter, module.weight)
+
+
+def bias_of(module: nn.Linear) -> nn.Parameter | None:
+    """The bias, (d_out,), or None."""
+    return module._parameters["bias"]
 
 
 def as_rows(tensor: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,55 +14,17 @@ from torch.optim import Optimizer
 
 from torchloco import capture, groups
 from torchloco.arguments import output_transfer, resolve_loss, resolve_solver, resolve_target
-from torchloco.display import describe
-from torchloco.discovery import Decision, Discovery
-from torchloco.layers import as_rows
+from torchloco.attached import AttachedLayer
+from torchloco.discovery import Discovery
+from torchloco.display import LayerInfo, describe
+from torchloco.guards import layers_to_solve, non_finite, refuse_non_finite, restored_on_error
+from torchloco.layers import bias_of, weight_of
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem
 from torchloco.regularizers import Regularizer
 from torchloco.solvers import Solver
-from torchloco.targets import GradientTarget, LayerRows, TargetRule
+from torchloco.targets import GradientTarget, TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
-
-
-@dataclass(frozen=True)
-class LayerInfo:
-    """What was decided for a layer.
-
-    Args:
-        name: Its name in the model.
-        shape: (d_out, d_in) of its weight.
-        transfer: Its transfer function; None until the first forward pass shows it.
-        source: How the transfer was found.
-        loss: The local loss.
-        target: The rule for the local target.
-        solver: The solver.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    transfer: Transfer | None
-    source: str
-    loss: Loss
-    target: TargetRule
-    solver: Solver
-
-
-@dataclass
-class _Layer:
-    """A supported layer while it is attached."""
-
-    name: str
-    weight: Parameter
-    bias: Parameter | None
-    learn_bias: bool
-    inner: Optimizer | None
-    recorder: capture.Recorder
-    decision: Decision | None
-
-    @property
-    def params(self) -> list[Parameter]:
-        return [self.weight, self.bias] if self.learn_bias and self.bias is not None else [self.weight]
 
 
 class LocoProp(Optimizer):
@@ -78,8 +39,8 @@ class LocoProp(Optimizer):
     `repr(optimizer)` and `optimizer.layers` say what was decided for every layer; transfer functions that are not given
     are discovered in the first forward pass. Build the optimizer before the first forward pass of a compiled model.
 
-    Param groups are torch's, with the options `lr`, `activation_lr` and `local_steps`; what `"params"` lists may also be
-    modules or layer names. A group with `"fallback": True` goes to the fallback optimizer, with its options.
+    Param groups are torch's, with the options `lr`, `activation_lr` and `local_steps`; what `"params"` lists may also
+    be modules or layer names. A group with `"fallback": True` goes to the fallback optimizer, with its options.
 
     Args:
         model: The network. Its parameters that require a gradient are trained.
@@ -143,21 +104,23 @@ class LocoProp(Optimizer):
         self._make_fallback = fallback or torch.optim.AdamW
         self._fallback: Optimizer | None = None
         self._plan = groups.Plan(model, params)
-        self._layers: dict[str, _Layer] = {}
-        self._given = self._resolve_transfers(transfers or {})
+        self._layers: dict[str, AttachedLayer] = {}
+        given = self._resolve_transfers(transfers or {})
         end = None if output is None else output_transfer(output)
         defaults = {"lr": lr, "activation_lr": activation_lr, "local_steps": local_steps}
         groups.check_options(defaults)
         self._closed = False
-        super().__init__(self._plan.groups, defaults)
-        self._discovery = Discovery(model, end)
+        self._discovery = Discovery(model, end, given)
+        try:
+            super().__init__(self._plan.groups, defaults)
+        except BaseException:
+            self._take_hooks_off()
+            raise
         for handle in self._discovery.handles:
             weakref.finalize(self, handle.remove)
 
-    # --- the algorithm -------------------------------------------------------------------------------------------
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One LocoProp update of every layer with a gradient, and one fallback step for the other parameters.
 
         Args:
@@ -168,78 +131,69 @@ class LocoProp(Optimizer):
 
         Raises:
             RuntimeError: A gradient or the result of a local solve is not finite; a gradient has no captured rows, or
-                belongs to another pass than they do. No parameter has been changed then.
+                belongs to another pass than they do. All parameters are as before the step then.
         """
-        if self._closed:
-            raise RuntimeError("this LocoProp was closed; build a new one to go on training")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._conclude_discovery()
-        problems = [(layer, self._problem(layer)) for layer in self._layers_with_gradient()]
-        for layer, problem in problems:
-            lrs = [self._group_of[p]["lr"] for p in layer.params]
-            self._solver.solve(problem, layer.params, layer.inner, lrs, self._group_of[layer.weight]["local_steps"])
-        self._refuse_divergence(problems)
-        if self._fallback is not None:
-            self._fallback.step()
+        loss = self._evaluate(closure)
+        layers = self._ready_layers()
+        with restored_on_error([p for layer in layers for p in layer.params]) as old:
+            for layer in layers:
+                problem = self._problem(layer, old)
+                lrs = [self._group_of[p]["lr"] for p in layer.params]
+                self._solver.solve(problem, layer.params, layer.inner, lrs, self._group_of[layer.weight]["local_steps"])
+                layer.release()
+            self._refuse_divergence(layers)
+            if self._fallback is not None:
+                self._fallback.step()
         self._release()
         return loss
 
-    def _problem(self, layer: _Layer) -> LocalProblem:
+    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        if self._closed:
+            raise RuntimeError("this LocoProp was closed; build a new one to go on training")
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    def _ready_layers(self) -> list[AttachedLayer]:
+        """The layers with a gradient and its rows, after every check."""
+        self._discovery.conclude()
+        self._group_of = {p: group for group in self.param_groups for p in group["params"]}
+        try:
+            refuse_non_finite({self._plan.names[p]: p.grad for p in self._group_of if p.grad is not None})
+            layers = layers_to_solve(list(self._layers.values()))
+            factors = []
+            for layer in layers:
+                self._follow_bias(layer)
+                transfer = self._discovery.decisions[layer.name].transfer
+                factors.append(layer.collect(transfer, float(self._group_of[layer.weight]["activation_lr"])))
+        except RuntimeError:
+            self._release()  # so that the next pass can be right again
+            raise
+        # Scalers and norm clipping have one factor for all layers, so where a layer's cannot be told, another's is taken.
+        usual = next((factor for factor in factors if factor is not None), 1.0)
+        for layer, factor in zip(layers, factors, strict=True):
+            factor = usual if factor is None else factor
+            if factor != 1 and layer.rows is not None:
+                layer.rows.g = layer.rows.g * factor
+        return layers
+
+    def _problem(self, layer: AttachedLayer, old: Mapping[Parameter, Tensor]) -> LocalProblem:
         """The layer's local problem at the old weights."""
-        group = self._group_of[layer.weight]
-        rows = self._rows(layer, group["activation_lr"])
+        rows = layer.rows
+        assert rows is not None
         loss, target = self._objective(rows.transfer)
-        params = layer.params
-        old = [p.detach().clone() for p in params]
-        frozen = None if layer.bias is None else layer.bias.detach()
+        bias = old.get(layer.bias, layer.bias.detach()) if layer.bias is not None else None
         return LocalProblem(
             rows=rows,
             loss=loss,
             target=target,
             regularizer=self._regularizer,
-            weight=old[0],
-            bias=old[1] if len(old) > 1 else frozen,
-            learn_bias=len(old) > 1,
-            gradients=[p.grad for p in params if p.grad is not None],
+            weight=old[layer.weight],
+            bias=bias,
+            learn_bias=layer.learn_bias,
+            gradients=[p.grad for p in layer.params if p.grad is not None],
         )
-
-    def _rows(self, layer: _Layer, activation_lr: float) -> LayerRows:
-        """X, A and G of all recorded calls, in the weight's dtype, agreeing with the weight's `.grad`."""
-        weight, bias = layer.weight, layer.bias
-        xs, activations, gs = [], [], []
-        for call in layer.recorder.captures:
-            if call.input_changed:
-                raise RuntimeError(
-                    f"the input of layer {layer.name!r} was overwritten between its forward pass and step(); "
-                    "pass a copy, or call step() before writing to it"
-                )
-            if call.x.device != weight.device:
-                raise RuntimeError(
-                    f"layer {layer.name!r}: its input was on {call.x.device}, its weight is on {weight.device}; "
-                    "move the model before the forward pass, not after"
-                )
-            x = as_rows(call.x).to(weight.dtype)
-            stale = call.output_changed or call.a.dtype != weight.dtype
-            a = torch.nn.functional.linear(x, weight, bias) if stale else as_rows(call.a)
-            xs.append(x)
-            activations.append(a)
-            gs.append(as_rows(call.g).to(weight.dtype))
-        x, a, g = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (xs, activations, gs))
-        assert layer.weight.grad is not None and layer.decision is not None
-        factor, remainder = capture.gradient_factor(layer.weight.grad, x, g)
-        if remainder > 0.05:
-            raise RuntimeError(
-                f"layer {layer.name!r}: its gradient does not belong to the captured rows (relative difference "
-                f"{remainder:.2g}). Supported: gradients of the passes since the last step() or zero_grad() of this "
-                "optimizer, scaled or clipped by norm. Call optimizer.zero_grad() before each backward pass, and do not "
-                "clip by value or edit .grad otherwise"
-            )
-        if factor != 1:
-            g = g * factor
-        return LayerRows(layer.name, x, a, g, layer.decision.transfer, float(activation_lr))
 
     def _objective(self, transfer: Transfer | None) -> tuple[Loss, TargetRule]:
         """The loss and target of a layer with this transfer; the squared ones where the loss does not suit it."""
@@ -247,73 +201,28 @@ class LocoProp(Optimizer):
             return self._loss, self._target
         return SquaredLoss(), GradientTarget()
 
-    # --- checks before and after ---------------------------------------------------------------------------------
-
-    def _layers_with_gradient(self) -> list[_Layer]:
-        """The layers to solve, after every check that does not need their rows."""
-        self._group_of = {p: group for group in self.param_groups for p in group["params"]}
-        self._refuse_non_finite()
-        layers = [layer for layer in self._layers.values() if layer.weight.grad is not None]
-        halves = [
-            layer.name
-            for layer in self._layers.values()
-            if layer.weight.grad is None and layer.learn_bias and layer.bias is not None and layer.bias.grad is not None
-        ]
-        if halves:
-            raise RuntimeError(
-                f"the bias of {', '.join(halves)} has a gradient, the weight has none; freeze both, or freeze the weight "
-                "before building LocoProp, so that the bias goes to the fallback optimizer"
-            )
-        missing = [layer.name for layer in layers if not layer.recorder.captures]
-        if missing:
-            raise RuntimeError(
-                f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "
-                "the forward pass (and before the first call of a compiled model), the layers called as modules, and "
-                "zero_grad() not called between backward() and step(). A layer that cannot be captured can be given to "
-                "the fallback optimizer by a param group with 'fallback': True"
-            )
-        for layer in layers:
-            if layer.bias is not None and layer.learn_bias != (layer.bias.grad is not None and self._holds(layer.bias)):
-                layer.learn_bias = not layer.learn_bias
-                layer.inner = self._attach_inner(layer.params)
-        return layers
-
-    def _refuse_non_finite(self) -> None:
-        named = [(self._plan.names[p], p.grad) for p in self._group_of if p.grad is not None and not p.grad.is_sparse]
-        if not named:
+    def _refuse_divergence(self, layers: list[AttachedLayer]) -> None:
+        """Raise if a solve left a weight that is not finite, and let that layer's inner state start anew."""
+        bad = set(non_finite({self._plan.names[p]: p.detach() for layer in layers for p in layer.params}))
+        diverged = [layer for layer in layers if any(self._plan.names[p] in bad for p in layer.params)]
+        if not diverged:
             return
-        norms = torch.stack([n.to(named[0][1].device) for n in torch._foreach_norm([g for _, g in named], float("inf"))])
-        bad = [name for (name, _), finite in zip(named, norms.isfinite().tolist(), strict=True) if not finite]
-        if bad:
-            self._release()
-            raise RuntimeError(
-                f"the gradient of {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''} is not finite; nothing was updated. "
-                "Look for a non-finite loss or input in this mini-batch, or lower the learning rate"
-            )
-
-    def _refuse_divergence(self, problems: list[tuple[_Layer, LocalProblem]]) -> None:
-        params = [p for layer, _ in problems for p in layer.params]
-        if not params:
-            return
-        norms = torch._foreach_norm([p.detach() for p in params], float("inf"))
-        if all(torch.stack([n.to(norms[0].device) for n in norms]).isfinite().tolist()):
-            return
-        bad = [layer for layer, _ in problems if not all(bool(p.isfinite().all()) for p in layer.params)]
-        for layer, problem in problems:
-            for p, old in zip(layer.params, [problem.weight, problem.bias], strict=False):
-                assert old is not None
-                p.copy_(old)
-        for layer in bad:
+        for layer in diverged:
             for p in layer.params:
                 self.state.pop(p, None)
         self._bind()
         self._release()
         raise RuntimeError(
-            f"the local steps of {', '.join(layer.name for layer in bad)} diverged; all weights are as before the step, "
-            "and these layers' inner state starts anew. Lower lr or activation_lr"
+            f"the local steps of {', '.join(layer.name for layer in diverged)} diverged; all weights are as before the "
+            "step, and these layers' inner state starts anew. Lower lr or activation_lr"
         )
 
-    # --- torch.optim.Optimizer -----------------------------------------------------------------------------------
+    def _follow_bias(self, layer: AttachedLayer) -> None:
+        """Let the bias take part in the layer's problem exactly when it has a gradient."""
+        learn = layer.bias is not None and layer.bias.grad is not None and self._holds(layer.bias)
+        if learn != layer.learn_bias:
+            layer.learn_bias = learn
+            layer.inner = self._attach_inner(layer.params)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, modules or layer names; layers found in it are attached.
@@ -323,9 +232,10 @@ class LocoProp(Optimizer):
             RuntimeError: Another LocoProp is attached to a layer.
         """
         split = self._plan.split(param_group)
+        self._check_new(split)
         for name, module in split.layers:
             capture.check_free(name, module)
-        self._check_new(split)
+        self._plan.adopt(split)
         if split.params:
             super().add_param_group({**split.options, "params": split.params})
         if split.fallback:
@@ -341,7 +251,7 @@ class LocoProp(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, as `torch.optim.Optimizer.zero_grad`, and the rows captured with them."""
         super().zero_grad(set_to_none)
-        self._conclude_discovery()
+        self._discovery.conclude()
         self._release()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -351,13 +261,17 @@ class LocoProp(Optimizer):
 
     def close(self) -> None:
         """Take the hooks off the model. The optimizer takes no further step; another can be attached."""
+        self._take_hooks_off()
+        self._discovery.conclude()
+        self._release()
+        self._layers = {}
+        self._closed = True
+
+    def _take_hooks_off(self) -> None:
         for layer in self._layers.values():
             layer.recorder.handle.remove()
         for handle in self._discovery.handles:
             handle.remove()
-        self._release()
-        self._layers = {}
-        self._closed = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocoProp:
         raise TypeError(
@@ -367,19 +281,18 @@ class LocoProp(Optimizer):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a LocoProp is bound to its model and cannot be pickled; save optimizer.state_dict() and load it into a new "
-            "LocoProp built on the model"
+            "a LocoProp is bound to its model and cannot be pickled; save optimizer.state_dict() and load it into a "
+            "new LocoProp built on the model"
         )
-
-    # --- parts ---------------------------------------------------------------------------------------------------
 
     @property
     def layers(self) -> list[LayerInfo]:
         """What was decided for each layer, in the model's order."""
         infos = []
         for layer in self._layers.values():
-            transfer = layer.decision.transfer if layer.decision else None
-            source = layer.decision.source if layer.decision else "not known before the first forward pass"
+            decision = self._discovery.decisions.get(layer.name)
+            transfer = decision.transfer if decision else None
+            source = decision.source if decision else "not known before the first forward pass"
             loss, target = self._objective(transfer)
             d_out, d_in = layer.weight.shape
             infos.append(LayerInfo(layer.name, (d_out, d_in), transfer, source, loss, target, self._solver))
@@ -408,7 +321,7 @@ class LocoProp(Optimizer):
         """Names of the parameters that the fallback optimizer updates."""
         return [self._plan.names[p] for g in self.param_groups if g.get("fallback") for p in g["params"]]
 
-    def _resolve_transfers(self, given: Mapping[str, str | Transfer]) -> dict[str, Decision]:
+    def _resolve_transfers(self, given: Mapping[str, str | Transfer]) -> dict[str, Transfer]:
         known = list(self._plan.layers)
         for name in given:
             if name not in known:
@@ -416,18 +329,15 @@ class LocoProp(Optimizer):
                     f"transfers names the layer {name!r}, which is no supported layer of this model"
                     f"{nearest(name, known)}; supported layers: {', '.join(known)}"
                 )
-        return {name: Decision(get_transfer(transfer), "transfers=") for name, transfer in given.items()}
+        return {name: get_transfer(transfer) for name, transfer in given.items()}
 
-    def _attach(self, name: str, module: nn.Module) -> None:
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Parameter) and (bias is None or isinstance(bias, Parameter))
+    def _attach(self, name: str, module: nn.Linear) -> None:
+        weight, bias = weight_of(module), bias_of(module)
         learn_bias = bias is not None and self._holds(bias)
-        params = [weight, bias] if learn_bias and bias is not None else [weight]
+        inner = self._attach_inner([weight, bias] if learn_bias and bias is not None else [weight])
         recorder = capture.Recorder(name, module, weakref.WeakMethod(self._observe))
         weakref.finalize(self, recorder.handle.remove)
-        self._layers[name] = _Layer(
-            name, weight, bias, learn_bias, self._attach_inner(params), recorder, self._given.get(name)
-        )
+        self._layers[name] = AttachedLayer(name, weight, bias, learn_bias, inner, recorder)
 
     def _attach_inner(self, params: list[Parameter]) -> Optimizer | None:
         inner = self._solver.attach(params, self.defaults["lr"])
@@ -481,19 +391,13 @@ class LocoProp(Optimizer):
             self._fallback.state = self.state
             self._fallback.param_groups = [group for group in self.param_groups if group.get("fallback")]
 
-    def _conclude_discovery(self) -> None:
-        for name, decision in self._discovery.conclude().items():
-            layer = self._layers[name]
-            layer.decision = layer.decision or decision
-
     def _observe(self, recorder: capture.Recorder, x: Tensor, output: Tensor) -> None:
         self._discovery.enter(x)
-        if self._layers[recorder.name].decision is None:
-            self._discovery.follow(recorder.name, output)
+        self._discovery.follow(recorder.name, output)
 
     def _release(self) -> None:
         for layer in self._layers.values():
-            layer.recorder.captures.clear()
+            layer.release()
 
     def __repr__(self) -> str:
         return describe(self)

@@ -1,4 +1,4 @@
-"""One layer's local problem: its rows, its loss and target, its regularizer. Solvers ask it for gradients and values."""
+"""One layer's local problem: its rows, its loss and target, its regularizer; solvers ask it for gradients."""
 
 from __future__ import annotations
 
@@ -99,6 +99,7 @@ class LocalProblem:
         weight, bias = (new[0], new[1]) if len(new) > 1 else (new[0], None)
         change = weight - self.weight
         scale = known_gradient_scale(self.rows, self.loss, self.target)
+        assert scale is not None  # see prefers_gram
         gradients = [torch.addmm(self.gradients[0], change, self._gram, beta=scale, out=self._buffers[0])]
         if bias is not None and self.bias is not None:
             bias_change = bias - self.bias

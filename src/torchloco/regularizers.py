@@ -1,7 +1,7 @@
 """The regularizer of a local problem: what keeps the new weights near the old ones.
 
-A regularizer is any object with `gradient(new, old)`; it is applied to a layer's weight and to its bias alike, as if the
-bias were one more column of the weight.
+A regularizer is any object with `gradient(new, old)`; applied to a layer's weight and to its bias alike, as if
+the bias were one more column of the weight.
 """
 
 from __future__ import annotations

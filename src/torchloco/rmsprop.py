@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class RMSProp(Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient. Returns the closure's loss, if a closure is given."""
         loss = None
         if closure is not None:
@@ -78,11 +78,28 @@ class RMSProp(Optimizer):
             state["mean_square"] = torch.ones_like(p, memory_format=torch.preserve_format)
         if group["momentum"] and "momentum" not in state:
             state["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        v = state["mean_square"]
-        v.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
-        root = torch.add(v, group["epsilon"]).sqrt_()
-        lr = float(group["lr"])
+        tensors = [p, g, state["mean_square"]]
         if group["momentum"]:
-            p.sub_(state["momentum"].mul_(group["momentum"]).addcdiv_(g, root, value=lr))
-        else:
-            p.addcdiv_(g, root, value=-lr)
+            tensors.append(state["momentum"])
+        for block in _blocks(tensors):
+            _arithmetic(*block, lr=float(group["lr"]), group=group)
+
+
+def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr: float, group: dict[str, Any]) -> None:
+    v.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
+    root = torch.add(v, group["epsilon"]).sqrt_()
+    if m is None:
+        p.addcdiv_(g, root, value=-lr)
+    else:
+        p.sub_(m.mul_(group["momentum"]).addcdiv_(g, root, value=lr))
+
+
+_BLOCK = 1 << 18
+
+
+def _blocks(tensors: list[Tensor]) -> Iterable[Sequence[Tensor]]:
+    """The tensors in blocks small enough to stay in a CPU's cache over the passes of the update."""
+    p = tensors[0]
+    if p.device.type != "cpu" or p.numel() <= _BLOCK or not all(t.is_contiguous() for t in tensors):
+        return [tensors]
+    return zip(*(torch.split(t.view(-1), _BLOCK) for t in tensors), strict=True)

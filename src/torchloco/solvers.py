@@ -1,4 +1,4 @@
-"""How a local problem is solved. A solver changes a layer's parameters in place; it knows nothing of hooks or modules."""
+"""How a local problem is solved. A solver changes a layer's parameters in place and knows nothing of hooks."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ class FirstOrderSteps(Solver):
         if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
             closure = inspect.signature(optimizer.step).parameters.get("closure")
             if closure is not None and closure.default is inspect.Parameter.empty:
-                raise TypeError(f"{optimizer.__name__}.step needs a closure, which local steps cannot give; use another")
+                raise TypeError(
+                    f"{optimizer.__name__}.step needs a closure, which local steps cannot give; use another"
+                )
         if isinstance(schedule, str) and schedule not in SCHEDULES:
             raise ValueError(
                 f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}, or a callable (j, T) → factor"
@@ -116,7 +118,9 @@ class FirstOrderSteps(Solver):
         """An inner optimizer with one group per parameter, since weight and bias may differ in lr."""
         inner = self.optimizer([{"params": [p]} for p in params], lr=lr, **self.options)
         if not isinstance(inner, Optimizer):
-            raise TypeError(f"the inner optimizer's factory returned {type(inner).__name__}, not a torch.optim.Optimizer")
+            raise TypeError(
+                f"the inner optimizer's factory returned {type(inner).__name__}, not a torch.optim.Optimizer"
+            )
         return inner
 
     def solve(

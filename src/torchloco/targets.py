@@ -1,7 +1,7 @@
 """The target of a local problem: where a layer's prediction should go, given one forward and one backward pass.
 
 A target is any callable that maps `LayerRows` to a tensor of shape (N, d_out). Targets made from the back-propagated
-gradient say so by `gradient_scale`: with the loss they are made for, the residual at the old weights is then known to be
+gradient say so by `gradient_scale`: with the loss they are made for, the residual at the old weights is known to be
 that multiple of G, so that the first local gradient is the one autograd has computed already.
 """
 
@@ -40,7 +40,7 @@ class LayerRows:
     @cached_property
     def y(self) -> Tensor:
         """Y = f(A), the post-activations, (N, d_out)."""
-        return self.transfer(self.a)
+        return self.transfer.apply_(self.a.clone())
 
 
 TargetRule = Callable[[LayerRows], Tensor]
@@ -50,7 +50,7 @@ class Target:
     """Base of the targets made from the back-propagated gradient."""
 
     #: The loss whose residual at the old weights is `gradient_scale` · G for this target.
-    loss: type[Loss] = Loss
+    loss: type[Loss]
 
     def __call__(self, rows: LayerRows) -> Tensor:
         """The target T, of shape (N, d_out)."""
@@ -88,7 +88,7 @@ class MirrorTarget(Target):
 
 
 def known_gradient_scale(rows: LayerRows, loss: Loss, target: TargetRule) -> float | None:
-    """s where the residual at the old weights is s·G by construction, None where it must be computed.
+    """S where the residual at the old weights is s·G by construction, None where it must be computed.
 
     True for each gradient-made target with its own loss; with the identity transfer the squared and the matching loss
     are the same, and so are their targets.

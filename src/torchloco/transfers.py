@@ -72,6 +72,13 @@ class Transfer:
         return f"Transfer({self.name})"
 
 
+def _tanh_(a: Tensor) -> Tensor:
+    """Tanh over its argument. In float32 on a CPU torch's sigmoid is about four times as fast as its tanh."""
+    if a.device.type == "cpu" and a.dtype == torch.float32:
+        return a.mul_(2).sigmoid_().mul_(2).sub_(1)
+    return torch.tanh_(a)
+
+
 def _step(a: Tensor) -> Tensor:
     return (a > 0).to(a.dtype)
 
@@ -99,7 +106,8 @@ def _softplus_integral(a: Tensor) -> Tensor:
 
 
 def _xlogx(y: Tensor) -> Tensor:
-    return torch.special.xlogy(y, y)
+    product: Tensor = torch.special.xlogy(y, y)
+    return product
 
 
 def leaky_relu(negative_slope: float = 0.01) -> Transfer:
@@ -117,7 +125,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Transfer:
 
 
 def elu(alpha: float = 1.0, scale: float = 1.0, name: str | None = None) -> Transfer:
-    """scale · (a for a > 0, alpha · (eᵃ - 1) below)."""
+    """Scale · (a for a > 0, alpha · (eᵃ - 1) below)."""
     al, sc = float(alpha), float(scale)
 
     def function(a: Tensor) -> Tensor:
@@ -155,7 +163,7 @@ def celu(alpha: float = 1.0) -> Transfer:
 
 
 def hardtanh(min_val: float = -1.0, max_val: float = 1.0, name: str | None = None) -> Transfer:
-    """The pre-activation clipped to [min_val, max_val]; ReLU6 is hardtanh(0, 6)."""
+    """Pre-activations clipped to [min_val, max_val]; ReLU6 is the case of 0 and 6."""
     lo, hi = float(min_val), float(max_val)
 
     def integral(a: Tensor) -> Tensor:
@@ -202,7 +210,7 @@ _FIXED = (
         integral=lambda a: a.abs() + torch.log1p(torch.exp(-2 * a.abs())) - math.log(2),
         conjugate=lambda y: (_xlogx(1 + y) + _xlogx(1 - y)) / 2,
         derivative=lambda a: 1 - torch.tanh(a).square(),
-        in_place=torch.tanh_,
+        in_place=_tanh_,
     ),
     Transfer(
         "sigmoid",

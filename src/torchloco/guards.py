@@ -1,0 +1,77 @@
+"""Checks around a step: what is refused before anything is changed, and how a failed step is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from torchloco.attached import AttachedLayer
+
+
+def non_finite(named: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold a NaN or an infinity, at the price of one sum of each where none does."""
+    if not named:
+        return []
+    device = next(iter(named.values())).device
+    sums = torch.stack([t.sum().to(device, torch.float32) for t in named.values()])
+    if sums.sum().isfinite():
+        return []
+    return [name for name, t in named.items() if not t.isfinite().all()]  # sums of finite entries may overflow too
+
+
+def refuse_non_finite(gradients: Mapping[str, Tensor]) -> None:
+    """Raise if a gradient is not finite.
+
+    Raises:
+        RuntimeError: Names the parameters.
+    """
+    bad = non_finite({name: g.coalesce().values() if g.is_sparse else g for name, g in gradients.items()})
+    if bad:
+        raise RuntimeError(
+            f"the gradient of {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''} is not finite; nothing was updated. "
+            "Look for a non-finite loss or input in this mini-batch, or lower the learning rate"
+        )
+
+
+def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
+    """The layers whose weight has a gradient.
+
+    Raises:
+        RuntimeError: One has no captured rows, or only its bias has a gradient.
+    """
+    halves = [
+        layer.name
+        for layer in layers
+        if layer.weight.grad is None and layer.learn_bias and layer.bias is not None and layer.bias.grad is not None
+    ]
+    if halves:
+        raise RuntimeError(
+            f"the bias of {', '.join(halves)} has a gradient, the weight has none; freeze both, or freeze the weight "
+            "before building LocoProp, so that the bias goes to the fallback optimizer"
+        )
+    ready = [layer for layer in layers if layer.weight.grad is not None]
+    missing = [layer.name for layer in ready if not layer.recorder.captures]
+    if missing:
+        raise RuntimeError(
+            f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "
+            "the forward pass (and before the first call of a compiled model), the layers called as modules, and "
+            "zero_grad() not called between backward() and step(). A layer that cannot be captured can be given to "
+            "the fallback optimizer by a param group with 'fallback': True"
+        )
+    return ready
+
+
+@contextmanager
+def restored_on_error(params: list[Parameter]) -> Iterator[dict[Parameter, Tensor]]:
+    """Yields copies of the parameters; whatever goes wrong inside, they are written back."""
+    old = {p: p.detach().clone() for p in params}
+    try:
+        yield old
+    except BaseException:
+        for p, value in old.items():
+            p.copy_(value)
+        raise
