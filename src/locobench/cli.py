@@ -1,0 +1,259 @@
+"""The `locobench` command. What it imports at once is light: `--help` should not wait for torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from locobench import __version__
+from locobench.choices import Activation, DataName, ModelName
+from locobench.errors import BenchError
+
+METHODS_HELP = "locoprop-m, locoprop-s, sgd, momentum, nesterov, adagrad, rmsprop, rmsprop-tf, adam"
+
+app = typer.Typer(
+    name="locobench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Trains a deep autoencoder with LocoProp and with the usual optimizers, on the same initial weights "
+    "and batches, and compares them by epoch, by second and by byte.\n\n"
+    "Start with `locobench compare`: it needs no download and ends with a table and two plots.",
+)
+
+Model = Annotated[
+    ModelName,
+    typer.Option(
+        help="The autoencoder: standard (784-1000-500-250-30 and back, 2.8 million parameters), deep (its "
+        "500 layers three times), wide and wide4 (all hidden widths times 2 or 4)."
+    ),
+]
+Act = Annotated[Activation, typer.Option(help="Activation of the hidden layers; code and output are linear.")]
+Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda, cuda:1 or mps.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="CPU threads of torch. Default: torch's own choice. The losses' last digits depend on it."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Show the version, or nothing: the commands do the work."""
+    if version:
+        typer.echo(f"locobench {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def compare(
+    data: Annotated[
+        DataName,
+        typer.Option(
+            help="Images: curves (drawn here, 20 000, the only one that never needs a network), mnist, "
+            "fashion-mnist (60 000 each) or usps (7 291). The folder in $LOCOBENCH_DATA is looked at first, "
+            "for mnist.npz, fashion_mnist.npz and usps.npz; else they are downloaded once and verified."
+        ),
+    ] = "curves",
+    model: Model = "standard",
+    activation: Act = "tanh",
+    methods: Annotated[
+        str,
+        typer.Option(help=f"Comma-separated, run in this order: {METHODS_HELP}; or all. Example: locoprop-m,adam"),
+    ] = "all",
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD=VALUE",
+            help="Base learning rate of a method instead of its default; may be repeated. "
+            "Example: --lr adam=3e-4 --lr sgd=0.01",
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 6,
+    schedule_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Length of the learning-rate schedule in epochs: a rise over its first 5 %, then a fall "
+            "to 0. Default: --epochs. Longer gives the beginning of a long run, e.g. --epochs 10 "
+            "--schedule-epochs 100."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per step; a last, partial batch of an epoch is dropped.")
+    ] = 1000,
+    train_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Use only the first N training and at most N test images: for a quick look. Default: all.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and of the batches, for all methods.")] = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the results; made if missing. Default: runs/DATA-MODEL."),
+    ] = None,
+) -> None:
+    """Train the autoencoder with each method; end with a table and two plots.
+
+    Writes METHOD.jsonl per method (its configuration, then a row per epoch), table.md, epochs.png and
+    seconds.png. Ctrl-C loses at most the epoch under way: the same command again goes on, and never repeats
+    what is finished.
+
+    Example: locobench compare --data mnist --methods locoprop-m,adam --epochs 10
+    """
+    with _plain_errors(resumable=True):
+        from locobench import compare as job
+        from locobench.methods import find_all
+        from locobench.settings import Settings, at_least, default_threads
+
+        at_least(1, epochs=epochs)
+        chosen = find_all(methods)
+        lrs = job.parse_lrs(lr or [])
+        idle = [name for name in lrs if name not in {method.name for method in chosen}]
+        if idle:
+            raise BenchError(f"--lr is given for {', '.join(idle)}, which --methods leaves out")
+        folder = out or Path("runs") / f"{data}-{model}"
+        all_settings = [
+            Settings(
+                method=method.name,
+                lr=lrs.get(method.name, method.lr),
+                data=data,
+                model=model,
+                activation=activation,
+                epochs=epochs,
+                schedule_epochs=epochs if schedule_epochs is None else schedule_epochs,
+                batch_size=batch_size,
+                train_size=train_size,
+                seed=seed,
+                device=device,
+                threads=default_threads() if threads is None else threads,
+            )
+            for method in chosen
+        ]
+        job.compare(all_settings, folder, Console())
+        _show(folder)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the run files (*.jsonl).")],
+) -> None:
+    """Draw the table and the plots of a folder of runs again, from its files alone.
+
+    Works during a comparison as well: it shows what is finished so far.
+
+    Example: locobench show runs/curves-standard
+    """
+    with _plain_errors():
+        _show(folder)
+
+
+@app.command()
+def speed(
+    model: Model = "standard",
+    activation: Act = "tanh",
+    methods: Annotated[
+        str, typer.Option(help=f"Comma-separated: {METHODS_HELP}; or all. Adam is always timed as well.")
+    ] = "all",
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 1000,
+    rounds: Annotated[
+        int, typer.Option(help="Timed steps per method, each next to one of Adam; the median is reported.")
+    ] = 7,
+    device: Device = "cpu",
+    threads: Threads = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="JSON for all single times, with machine and versions.")
+    ] = Path("runs/speed.json"),
+) -> None:
+    """Measure what a step of each method costs, in time and in memory, next to Adam's.
+
+    A step is zero_grad, forward, backward and step, on random images of 784 pixels. Steps are timed in
+    turns with Adam's in one process; the ratio is the number to trust on a busy machine.
+
+    Example: locobench speed --methods locoprop-m,locoprop-s --rounds 15
+    """
+    with _plain_errors():
+        from rich.progress import Progress
+
+        from locobench import speed as job
+        from locobench.methods import find_all
+        from locobench.runfile import prepare_folder
+        from locobench.settings import at_least, default_threads
+
+        at_least(1, batch_size=batch_size, rounds=rounds)
+        threads = default_threads() if threads is None else threads
+        at_least(1, threads=threads)
+        chosen = find_all(methods)
+        prepare_folder(out.parent)
+        if out.is_dir():
+            raise BenchError(f"--out {out} is a folder; name a file in it, such as {out / 'speed.json'}")
+        settings = {
+            "model": model,
+            "activation": activation,
+            "batch_size": batch_size,
+            "rounds": rounds,
+            "device": device,
+            "threads": threads,
+        }
+        console = Console()
+        # Redrawn by hand, as a thread that redraws would run on the clock.
+        with Progress(console=console, transient=True, auto_refresh=False) as progress:
+            task = progress.add_task("timing", total=rounds * len(chosen))
+            prices = job.measure(
+                chosen,
+                model=model,
+                activation=activation,
+                batch_size=batch_size,
+                rounds=rounds,
+                device=device,
+                threads=threads,
+                on_round=lambda: progress.update(task, advance=1, refresh=True),
+            )
+        job.save(prices, settings, out)
+        title = f"{model} {activation} autoencoder, batch {batch_size}, {device}, {threads} threads"
+        console.print(job.table(prices, title))
+        console.print(f"written: {out}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _show(folder: Path) -> None:
+    from locobench.report import report
+
+    console = Console()
+    drawn = report(folder)
+    console.print()
+    console.print(drawn.table)
+    for note in drawn.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+    for file in drawn.files:
+        # One path a line, never wrapped: to be copied or clicked.
+        console.print(f"written: {file}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _plain_errors(resumable: bool = False) -> Iterator[None]:
+    """Errors of the user's as one line and exit code 2, Ctrl-C as 130; bugs keep their traceback."""
+    try:
+        yield
+    except BenchError as error:
+        typer.echo(f"locobench: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:  # a full disk, say
+        typer.echo(f"locobench: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        hint = "; finished epochs are kept, the same command continues" if resumable else ""
+        typer.echo(f"\nlocobench: interrupted{hint}", err=True)
+        raise typer.Exit(130) from None

@@ -1,0 +1,123 @@
+"""The optimizers that the benchmark compares. To add one, add an entry to `_TABLE`."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from locobench.errors import BenchError
+from torchloco import LocoProp, RMSProp
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer with the settings that the benchmark gives it.
+
+    Attributes:
+        name: What `--methods` calls it.
+        label: What tables and plots call it.
+        build: Makes it, from a model and a base learning rate.
+        lr: Base learning rate unless `--lr` gives another.
+        cost: Rough price of a step in steps of Adam; it only steers the estimate of the time left.
+        note: Its other settings, in words.
+    """
+
+    name: str
+    label: str
+    build: Callable[[nn.Module, float], Optimizer]
+    lr: float
+    note: str
+    cost: float = 1.0
+
+
+_TABLE = [
+    Method(
+        "locoprop-m",
+        "LocoProp-M",
+        lambda model, lr: LocoProp(model, lr, loss="matching", output="sigmoid"),
+        lr=3e-5,
+        cost=7.5,
+        note="matching loss, activation lr 10, 10 local steps of RMSProp",
+    ),
+    Method(
+        "locoprop-s",
+        "LocoProp-S",
+        lambda model, lr: LocoProp(model, lr, loss="squared", output="sigmoid"),
+        lr=3e-5,
+        cost=7.5,
+        note="squared loss, activation lr 10, 10 local steps of RMSProp",
+    ),
+    Method(
+        "sgd",
+        "SGD",
+        lambda model, lr: torch.optim.SGD(model.parameters(), lr),
+        lr=1e-2,
+        note="no momentum",
+    ),
+    Method(
+        "momentum",
+        "Momentum",
+        lambda model, lr: torch.optim.SGD(model.parameters(), lr, momentum=0.9),
+        lr=3e-3,
+        note="momentum 0.9",
+    ),
+    Method(
+        "nesterov",
+        "Nesterov",
+        lambda model, lr: torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True),
+        lr=3e-3,
+        note="momentum 0.9",
+    ),
+    Method(
+        "adagrad",
+        "AdaGrad",
+        lambda model, lr: torch.optim.Adagrad(model.parameters(), lr),
+        lr=1e-2,
+        note="accumulator starts at 0",
+    ),
+    Method(
+        "rmsprop",
+        "RMSProp",
+        lambda model, lr: torch.optim.RMSprop(model.parameters(), lr, alpha=0.9),
+        lr=3e-4,
+        note="torch's; decay 0.9, no momentum",
+    ),
+    Method(
+        "rmsprop-tf",
+        "RMSProp (TF)",
+        lambda model, lr: RMSProp(model.parameters(), lr, decay=0.9, momentum=0.9, epsilon=1e-5),
+        lr=3e-4,
+        note="TensorFlow's arithmetic; decay 0.9, momentum 0.9, epsilon 1e-5",
+    ),
+    Method(
+        "adam",
+        "Adam",
+        lambda model, lr: torch.optim.Adam(model.parameters(), lr),
+        lr=1e-3,
+        note="betas 0.9 and 0.999",
+    ),
+]
+
+METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
+
+
+def find(name: str) -> Method:
+    """The method of that name, or an error that lists the known ones and the nearest."""
+    if name in METHODS:
+        return METHODS[name]
+    near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+    raise BenchError(f"unknown method {name!r}; {hint}: {', '.join(METHODS)}")
+
+
+def find_all(names: str) -> list[Method]:
+    """The methods of a comma-separated list, each once, in its order; `all` stands for every one."""
+    if names.strip() == "all":
+        return list(METHODS.values())
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise BenchError(f"no method named; there are: {', '.join(METHODS)}")
+    return [find(name) for name in dict.fromkeys(wanted)]

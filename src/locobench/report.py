@@ -1,0 +1,153 @@
+"""The table of a folder of runs, in the terminal and as Markdown. Reads run files, runs nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from locobench import plots
+from locobench.methods import METHODS
+from locobench.runfile import Row, RunFile, read_folder, write_atomically
+
+_SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "seed")
+_ELSEWHERE = ("device", "threads", "machine", "versions", "protocol")
+_HEADINGS = ("method", "lr", "train", "test", "seconds", "ms/step", "÷ Adam", "epochs")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written and what to print.
+
+    Attributes:
+        table: For a rich console.
+        notes: What is needed to read the table.
+        files: The Markdown table and the plots.
+    """
+
+    table: Table
+    notes: list[str]
+    files: list[Path]
+
+
+def report(folder: Path) -> Report:
+    """Read the runs in a folder, draw `table.md`, `epochs.png` and `seconds.png` into it."""
+    runs = sorted(read_folder(folder), key=_rank)
+    notes = _notes(runs)
+    lines = _lines(runs)
+    markdown = folder / "table.md"
+    write_atomically(markdown, lambda file: file.write_text(_markdown(lines, notes), encoding="utf-8"))
+    return Report(_table(lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
+
+
+def label(run: RunFile) -> str:
+    """The method's name for readers; files of methods that are not in the table any more keep theirs."""
+    name: str = run.config["method"]
+    return METHODS[name].label if name in METHODS else name
+
+
+def final(run: RunFile) -> Row | None:
+    """The last epoch that has a loss."""
+    rows = [row for row in run.rows if row["train_loss"] is not None]
+    return rows[-1] if rows else None
+
+
+def seconds_per_step(run: RunFile) -> float | None:
+    """Mean over the run."""
+    row = final(run)
+    return row["seconds"] / (row["epoch"] * run.config["steps_per_epoch"]) if row else None
+
+
+def _rank(run: RunFile) -> tuple[bool, bool, float]:
+    """Best final train loss first; unfinished runs after the finished ones, diverged ones last."""
+    row = final(run)
+    return run.diverged, not run.finished, row["train_loss"] if row else float("inf")
+
+
+def _lines(runs: list[RunFile]) -> list[tuple[str, ...]]:
+    adam = next((seconds_per_step(run) for run in runs if run.config["method"] == "adam"), None)
+    lines: list[tuple[str, ...]] = []
+    for run in runs:
+        # A diverged run has no final loss: numbers from before would only look like a result.
+        row = None if run.diverged else final(run)
+        step = seconds_per_step(run)
+        lines.append(
+            (
+                label(run),
+                f"{run.config['lr']:.3g}",
+                _loss(row, "train_loss"),
+                _loss(row, "test_loss"),
+                f"{run.rows[-1]['seconds']:.1f}" if run.rows else "–",
+                f"{1000 * step:.1f}" if step else "–",
+                f"{step / adam:.2f}" if step and adam else "–",
+                _status(run),
+            )
+        )
+    return lines
+
+
+def _loss(row: Row | None, key: str) -> str:
+    if row is None:
+        return "–"
+    return f"{row[key]:.2f}" if row[key] < 1e5 else f"{row[key]:.3g}"
+
+
+def _status(run: RunFile) -> str:
+    if run.diverged:
+        return "diverged"
+    if run.finished:
+        return f"{run.config['epochs']}"
+    return f"{len(run.rows)}/{run.config['epochs']}"
+
+
+def _title(runs: list[RunFile]) -> str:
+    config = runs[0].config
+    return f"{config['data'].upper()}, {config['model']} {config.get('activation', '')} autoencoder"
+
+
+def _notes(runs: list[RunFile]) -> list[str]:
+    """The settings that the runs share, and a warning of those that they do not."""
+    notes = []
+    shared, differing = [], []
+    for key in (*_SHARED, *_ELSEWHERE):
+        values = [run.config.get(key) for run in runs]
+        if any(value != values[0] for value in values):
+            each = ", ".join(f"{label(run)}: {value}" for run, value in zip(runs, values, strict=True))
+            differing.append(f"{key.replace('_', ' ')} ({each})")
+        elif key in _SHARED and values[0] is not None:
+            shared.append(f"{key.replace('_', ' ')} {values[0]}")
+    notes.append("; ".join(shared) + ".")
+    if differing:
+        notes.append(f"Not comparable without care, the runs differ in {'; '.join(differing)}.")
+    machine = runs[0].config.get("machine", {})
+    versions = runs[0].config.get("versions", {})
+    notes.append(
+        "Train, test: loss after the last epoch (cross-entropy, summed over pixels, mean over all images). "
+        "Seconds: training steps only; "
+        "÷ Adam: time per step divided by Adam's. "
+        f"{machine.get('gpu', machine.get('cpu', 'unknown machine'))}, "
+        f"{runs[0].config.get('threads', '?')} threads, torch {versions.get('torch', '?')}. "
+        "For prices per step that a busy machine does not blur, use `locobench speed`."
+    )
+    for run in runs:
+        if run.diverged:
+            last = run.rows[-1]
+            reason = last.get("message", "no reason recorded")
+            notes.append(f"{label(run)} diverged in epoch {last['epoch']}: {reason}")
+    return notes
+
+
+def _table(lines: list[tuple[str, ...]], title: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for heading in _HEADINGS:
+        left = heading in ("method", "epochs")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line, style="bold" if line[0].startswith("LocoProp") else None)
+    return table
+
+
+def _markdown(lines: list[tuple[str, ...]], notes: list[str]) -> str:
+    rule = ["---" if heading in ("method", "epochs") else "--:" for heading in _HEADINGS]
+    rows = ["| " + " | ".join(line) + " |" for line in (_HEADINGS, rule, *lines)]
+    return "\n".join([*rows, "", *(f"{note}\n" for note in notes)])

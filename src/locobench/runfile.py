@@ -1,0 +1,103 @@
+"""A run's file: its configuration, then a row per epoch; whole after every epoch, whatever happens."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from locobench.errors import BenchError
+
+Row = dict[str, Any]
+
+_CONFIG_KEYS = {"method", "lr", "data", "model", "epochs", "steps_per_epoch"}
+_EPOCH_KEYS = {"method", "epoch", "seconds", "train_loss", "test_loss"}
+
+
+@dataclass
+class RunFile:
+    """The rows of `<method>.jsonl`.
+
+    Attributes:
+        path: Of the file.
+        config: Its first row.
+        rows: The epochs so far.
+    """
+
+    path: Path
+    config: Row
+    rows: list[Row]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because the loss was not finite any more."""
+        return bool(self.rows) and self.rows[-1].get("diverged", False)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.diverged or (bool(self.rows) and self.rows[-1]["epoch"] >= self.config["epochs"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished run keeps what it needs to go on."""
+        return self.path.with_suffix(".checkpoint")
+
+    def save(self) -> None:
+        """Write the file anew: a reader finds the old rows or the new ones, never half a row."""
+        lines = [json.dumps(row, allow_nan=False) + "\n" for row in [self.config, *self.rows]]
+        write_atomically(self.path, lambda file: file.write_text("".join(lines), encoding="utf-8"))
+
+
+def read(path: Path) -> RunFile:
+    """Read a run's file; an error names the line that is not as it should be."""
+    rows: list[Row] = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            expected = _EPOCH_KEYS if rows else _CONFIG_KEYS
+            if not isinstance(row, dict) or expected - row.keys():
+                raise ValueError(f"expected an object with {', '.join(sorted(expected))}")
+        except ValueError as error:
+            raise BenchError(
+                f"{path}, line {number} is damaged ({error}); delete the file to begin this run anew"
+            ) from None
+        rows.append(row)
+    if not rows:
+        raise BenchError(f"{path} is empty; delete it to begin this run anew")
+    return RunFile(path, rows[0], rows[1:])
+
+
+def read_folder(folder: Path) -> list[RunFile]:
+    """All runs in a folder, by file name."""
+    if not folder.is_dir():
+        raise BenchError(f"{folder} is not a folder")
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise BenchError(f"{folder} holds no runs (*.jsonl); `locobench compare --out {folder}` makes some")
+    return [read(path) for path in paths]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder, and make sure that files can be written to it before hours are spent."""
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BenchError(f"cannot write to --out {folder}: {error.strerror}; choose another folder") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a neighbour of `path`, then put it in its place in one go."""
+    neighbour = path.with_name(path.name + ".part")
+    write(neighbour)
+    with open(neighbour, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(neighbour, path)

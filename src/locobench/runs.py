@@ -1,0 +1,142 @@
+"""Carrying out a run so that an interruption costs at most the epoch under way."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from locobench.data import Images
+from locobench.errors import BenchError
+from locobench.runfile import Row, RunFile, read, write_atomically
+from locobench.settings import Settings, machine, versions
+from locobench.training import Diverged, Training
+
+
+class Watcher(Protocol):
+    """What follows a run: the command line's progress display, for one."""
+
+    def on_step(self, loss: float) -> None:
+        """A step was taken; off the clock."""
+
+    def on_epoch(self, row: Row, fresh: bool) -> None:
+        """An epoch ended, or (not `fresh`) was found in the file of an earlier call."""
+
+
+def open_run(settings: Settings, folder: Path) -> RunFile | None:
+    """The run of that method in the folder, or None; an error if its settings are other ones."""
+    path = folder / f"{settings.method}.jsonl"
+    if not path.exists():
+        return None
+    run = read(path)
+    _refuse_differences(run, settings.as_row(), run.config)
+    if not run.finished:
+        # The promise of the very same losses, and times of one machine only, hold a run in one place.
+        _refuse_differences(run, {"versions": versions(), "machine": machine(settings.device)}, run.config)
+    return run
+
+
+def carry_out(settings: Settings, images: Images, folder: Path, watcher: Watcher | None = None) -> RunFile:
+    """Do a run, or what is left of it.
+
+    Nothing is repeated that the folder already holds: a finished run is returned as it is, an interrupted one
+    goes on after the last epoch it finished and gives the losses that it would have given in one go.
+    """
+    run = open_run(settings, folder)
+    if run is None or not run.finished:
+        training = Training(settings, images)
+        if run is None:
+            run = RunFile(folder / f"{settings.method}.jsonl", _config(settings, training, images), [])
+            run.checkpoint.unlink(missing_ok=True)  # of a run whose file was deleted: to begin it anew
+        _resume(run, training)
+        run.save()
+        _report(run.rows, watcher)
+        _train(run, training, watcher)
+    else:
+        _report(run.rows, watcher)
+    run.checkpoint.unlink(missing_ok=True)
+    return run
+
+
+def _train(run: RunFile, training: Training, watcher: Watcher | None) -> None:
+    on_step = watcher.on_step if watcher else None
+    if not run.finished:
+        training.warm_up()
+    try:
+        while not run.finished:
+            try:
+                row = training.train_epoch(on_step)
+            except Diverged as reason:
+                row = _diverged_row(training, str(reason))
+            run.rows.append(row)
+            if not run.finished:
+                # The checkpoint comes first and holds the rows as well: an interruption between the two
+                # writes does not cost the epoch.
+                _save_checkpoint(run, training)
+            run.save()
+            if watcher:
+                watcher.on_epoch(row, fresh=True)
+    finally:
+        training.close()
+
+
+def _save_checkpoint(run: RunFile, training: Training) -> None:
+    state = {"rows": run.rows, **training.state_dict()}
+    write_atomically(run.checkpoint, lambda file: torch.save(state, file))
+
+
+def _resume(run: RunFile, training: Training) -> None:
+    """Put rows and training back to the last epoch that was finished; without a checkpoint, to the start."""
+    run.rows = []
+    if not run.checkpoint.exists():
+        return
+    try:
+        state = torch.load(run.checkpoint, map_location=training.device, weights_only=True)
+        rows = state.pop("rows")
+        training.load_state_dict(state)
+    except Exception as error:  # torch.load fails in as many ways as there are kinds of damage
+        raise BenchError(
+            f"{run.checkpoint} is damaged ({type(error).__name__}); delete it to begin this run anew"
+        ) from error
+    run.rows = rows
+
+
+def _report(rows: list[Row], watcher: Watcher | None) -> None:
+    for row in rows:
+        if watcher:
+            watcher.on_epoch(row, fresh=False)
+
+
+def _diverged_row(training: Training, message: str) -> Row:
+    return {
+        "method": training.settings.method,
+        "epoch": training.epoch + 1,
+        "seconds": training.seconds,
+        "train_loss": None,
+        "test_loss": None,
+        "diverged": True,
+        "message": message,
+    }
+
+
+def _config(settings: Settings, training: Training, images: Images) -> Row:
+    return {
+        **settings.as_row(),
+        "train_images": len(images.train),
+        "test_images": len(images.test),
+        "pixels": images.train.shape[1],
+        "parameters": training.parameters,
+        "steps_per_epoch": training.steps_per_epoch,
+        "versions": versions(),
+        "machine": machine(settings.device),
+    }
+
+
+def _refuse_differences(run: RunFile, wanted: Row, found: Row) -> None:
+    differing = [
+        f"{key} was {found.get(key)!r}, is {value!r}" for key, value in wanted.items() if found.get(key) != value
+    ]
+    if differing:
+        raise BenchError(
+            f"{run.path} is of a run with another configuration ({'; '.join(differing)}); "
+            "choose another --out, or delete the file"
+        )

@@ -1,0 +1,112 @@
+"""What decides the outcome of a run, and what is only worth knowing about it."""
+
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from locobench import __version__
+from locobench.errors import BenchError
+
+# Raised when the same settings would no longer give the same numbers: results of two protocols do not mix.
+PROTOCOL = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run's losses.
+
+    Attributes:
+        method: Name of the optimizer.
+        lr: Its base learning rate.
+        data: Name of the data set.
+        model: Name of the autoencoder.
+        activation: Of its hidden layers.
+        epochs: To train.
+        schedule_epochs: Length of the learning-rate schedule; at least `epochs`.
+        batch_size: Images per step.
+        train_size: Only so many images are used; None for all.
+        seed: Of initial weights and batches.
+        device: To train on, such as `cpu` or `cuda`.
+        threads: That torch uses on the CPU.
+        protocol: Version of the benchmark's rules.
+    """
+
+    method: str
+    lr: float
+    data: str
+    model: str
+    activation: str
+    epochs: int
+    schedule_epochs: int
+    batch_size: int
+    train_size: int | None
+    seed: int
+    device: str
+    threads: int
+    protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size, threads=self.threads)
+        at_least(self.epochs, schedule_epochs=self.schedule_epochs)
+        at_least(0, seed=self.seed)
+        if self.train_size is not None:
+            at_least(1, train_size=self.train_size)
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise BenchError(f"the learning rate of {self.method} must be a positive number, got {self.lr}")
+
+    def as_row(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def at_least(smallest: int, **numbers: int) -> None:
+    """Refuse the first number that is too small, by the name of its option."""
+    for name, number in numbers.items():
+        if number < smallest:
+            raise BenchError(f"--{name.replace('_', '-')} must be at least {smallest}, got {number}")
+
+
+def use_device(name: str, threads: int) -> torch.device:
+    """The device, checked by putting a number on it; sets torch's threads as well."""
+    torch.set_num_threads(threads)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # torch reports a device it was not built for with an AssertionError.
+        reason = str(error).strip().splitlines()[0]
+        raise BenchError(f"--device {name} is not available here: {reason}") from error
+    return device
+
+
+def default_threads() -> int:
+    """What torch chooses, unless told otherwise, for this machine."""
+    return torch.get_num_threads()
+
+
+def versions() -> dict[str, str]:
+    """Of the software that decides the numbers."""
+    return {"torchloco": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Of the hardware that decides the times."""
+    about = {"cpu": _cpu_name(), "cpus": os.cpu_count(), "system": platform.system()}
+    if torch.device(device).type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return about
+
+
+def _cpu_name() -> str:
+    """Linux tells the model only here; elsewhere the standard library knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,190 @@
+"""One run of the benchmark, an epoch at a time: the same problem for every method, and a fair clock."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from locobench import problems
+from locobench.data import Images
+from locobench.errors import BenchError
+from locobench.methods import Method, find
+from locobench.settings import Settings, use_device
+
+WARM_UP = 0.05  # share of the schedule
+_REFUSAL = re.compile("finite|diverge", re.IGNORECASE)  # how an optimizer words it
+
+
+class Diverged(Exception):
+    """The loss is not a finite number any more, or the optimizer refused a step because of that."""
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor on the base learning rate: linear warm-up over the first 5 % of the steps, linear decay to 0."""
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return max(0.0, (steps - step) / max(1, steps - warm_up))
+
+
+class Training:
+    """The state of a run between two epochs.
+
+    Args:
+        settings: The run's settings.
+        images: Its data; moved to the device if it is not there.
+
+    Attributes:
+        epoch: Epochs done.
+        seconds: Spent on training so far: the steps alone, without gathering of batches and evaluation.
+        steps_per_epoch: A last, partial batch is dropped.
+        parameters: How many numbers are trained.
+    """
+
+    def __init__(self, settings: Settings, images: Images) -> None:
+        if settings.batch_size > len(images.train):
+            raise BenchError(f"--batch-size {settings.batch_size} is more than the {len(images.train)} training images")
+        self.settings = settings
+        self.device = use_device(settings.device, settings.threads)
+        self.train, self.test = images.train.to(self.device), images.test.to(self.device)
+        self.steps_per_epoch = len(images.train) // settings.batch_size
+        self.epoch, self.seconds = 0, 0.0
+        self._method: Method = find(settings.method)
+        self.model, self.optimizer, self.scheduler = self._start()
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def train_epoch(self, on_step: Callable[[float], None] | None = None) -> dict[str, Any]:
+        """Train for an epoch, then evaluate; returns the epoch's row.
+
+        Args:
+            on_step: Called after each step, off the clock, with the step's loss.
+
+        Raises:
+            Diverged: When a loss is not finite or the optimizer refuses to step for such a reason.
+        """
+        order = self._seed_epoch(self.epoch)
+        lr = self.optimizer.param_groups[0]["lr"]
+        for step in range(self.steps_per_epoch):
+            batch = order[step * self.settings.batch_size :][: self.settings.batch_size]
+            loss = self._timed_step(self.train[batch.to(self.device)])
+            if on_step is not None:
+                on_step(loss)
+        row = {
+            "method": self.settings.method,
+            "epoch": self.epoch + 1,
+            "seconds": self.seconds,
+            "train_loss": self._evaluate("train", self.train),
+            "test_loss": self._evaluate("test", self.test),
+            "lr": lr,
+        }
+        self.epoch += 1
+        return row
+
+    def warm_up(self) -> None:
+        """Take two steps with a copy of everything and throw it away.
+
+        What a process does only once (libraries starting their threads, choosing their kernels) is thus not
+        charged to the method that happens to come first.
+        """
+        self._seed_epoch(0)
+        model, optimizer, _ = self._start()
+        with contextlib.suppress(RuntimeError):  # a refused step is reported when it happens in earnest
+            for _ in range(2):
+                take_step(model, optimizer, self.train[: self.settings.batch_size])
+        close(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs in order to go on as if nothing had happened."""
+        return {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+    def close(self) -> None:
+        """Let go of the model, where the optimizer holds on to it."""
+        close(self.optimizer)
+
+    def _start(self) -> tuple[problems.Autoencoder, torch.optim.Optimizer, LambdaLR]:
+        """Model, optimizer and schedule as they are before the first step."""
+        settings = self.settings
+        pixels = self.train.shape[1]
+        model = problems.build(settings.model, settings.activation, pixels, settings.seed).to(self.device)
+        optimizer = self._method.build(model, settings.lr)
+        steps = settings.schedule_epochs * self.steps_per_epoch
+        return model, optimizer, LambdaLR(optimizer, lambda step: schedule(step, steps))
+
+    def _seed_epoch(self, epoch: int) -> Tensor:
+        """The epoch's order of the images.
+
+        It depends on the seed and the epoch alone, so that a run that goes on from a checkpoint sees the same
+        batches; the global generators are seeded for the sake of methods that draw random numbers.
+        """
+        seed = (self.settings.seed << 20) + epoch + 1
+        torch.manual_seed(seed)
+        return torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+
+    def _timed_step(self, batch: Tensor) -> float:
+        synchronize(self.device)
+        start = perf_counter()
+        try:
+            loss = take_step(self.model, self.optimizer, batch)
+            self.scheduler.step()
+        except RuntimeError as error:
+            if _REFUSAL.search(str(error)):
+                raise Diverged(str(error)) from error
+            raise  # out of memory, say
+        synchronize(self.device)
+        self.seconds += perf_counter() - start
+        value = loss.item()
+        if not _is_finite(value):
+            raise Diverged(f"the loss of a batch in epoch {self.epoch + 1} is {value}")
+        return value
+
+    def _evaluate(self, name: str, images: Tensor) -> float:
+        value = problems.mean_loss(self.model, images)
+        if not _is_finite(value):
+            raise Diverged(f"the {name} loss after epoch {self.epoch + 1} is {value}")
+        return value
+
+
+def take_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor) -> Tensor:
+    """One step of training; what the benchmark times. Returns the loss before the step."""
+    optimizer.zero_grad()
+    loss = problems.loss(model(batch), batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def close(optimizer: torch.optim.Optimizer) -> None:
+    """Take an optimizer's hooks off its model, if it is of a kind that has some."""
+    release = getattr(optimizer, "close", None)
+    if release is not None:
+        release()
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0
