@@ -3,9 +3,10 @@
 import json
 
 import pytest
-import reference as ref
 import torch
 from torch import Tensor
+
+import reference as ref
 
 TORCH_TRANSFERS = {
     "identity": torch.nn.Identity(),

@@ -61,7 +61,7 @@ def _curve(run: RunFile, number: int) -> _Curve:
     colour, marker = _STYLES.get(name) or _SPARE[number % len(_SPARE)]
     label = METHODS[name].label if name in METHODS else name
     return _Curve(
-        label + (" (diverged)" if run.diverged else ""),
+        label + ("  diverged" if run.diverged else f"  {rows[-1]['train_loss']:.4g}" if rows else ""),
         colour,
         marker,
         name.startswith("locoprop"),
@@ -86,7 +86,7 @@ def _plot(curves: list[_Curve], title: str, against: str, path: Path) -> Path:
             markeredgecolor="white",
             markeredgewidth=0.6,
             markevery=max(1, len(curve.losses) // 12),
-            label=f"{curve.label}  {curve.losses[-1]:.1f}",
+            label=curve.label,
             zorder=3 if curve.prominent else 2,
         )
     _scale(axes, curves, against)

@@ -138,7 +138,7 @@ def _notes(runs: list[RunFile]) -> list[str]:
 
 
 def _table(lines: list[tuple[str, ...]], title: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in _HEADINGS:
         left = heading in ("method", "epochs")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)

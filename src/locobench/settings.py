@@ -72,8 +72,12 @@ def at_least(smallest: int, **numbers: int) -> None:
 
 
 def use_device(name: str, threads: int) -> torch.device:
-    """The device, checked by putting a number on it; sets torch's threads as well."""
+    """The device, checked by putting a number on it; sets torch's threads as well.
+
+    Denormal numbers are flushed to zero, for every method alike: they cost up to a tenth of a step on CPUs.
+    """
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

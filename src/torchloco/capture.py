@@ -97,7 +97,7 @@ class _ForwardHook:
 
 
 def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | None, float]:
-    """s with gradient ≈ s · GᵀX, and how far off it is relative to the gradient.
+    """The s with gradient ≈ s · GᵀX, and how far off it is relative to the gradient.
 
     A gradient scaler or norm clipping multiplies `.grad` but not the captured G; s makes them agree again. A large
     remainder says that they belong to different passes. Both are taken along one fixed dense direction v, which costs

@@ -170,7 +170,7 @@ class LocoProp(Optimizer):
         except RuntimeError:
             self._release()  # so that the next pass can be right again
             raise
-        # Scalers and norm clipping have one factor for all layers, so where a layer's cannot be told, another's is taken.
+        # Scalers and norm clipping have one factor for all layers: where one cannot be told, another's is taken.
         usual = next((factor for factor in factors if factor is not None), 1.0)
         for layer, factor in zip(layers, factors, strict=True):
             factor = usual if factor is None else factor
