@@ -1,6 +1,7 @@
 """torchloco: LocoProp for PyTorch. Several cheap local steps per layer for each back-propagation."""
 
 from torchloco.display import LayerInfo
+from torchloco.exact import ConjugateGradient, Exact
 from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
 from torchloco.optimizer import LocoProp
 from torchloco.regularizers import Regularizer, SquaredDistance
@@ -12,6 +13,8 @@ from torchloco.transfers import Transfer, get_transfer, register_transfer, trans
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConjugateGradient",
+    "Exact",
     "FirstOrderSteps",
     "GradientTarget",
     "LayerInfo",

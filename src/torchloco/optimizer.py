@@ -95,6 +95,7 @@ class LocoProp(Optimizer):
         self._solver = resolve_solver(solver)
         if regularizer is not None and not callable(getattr(regularizer, "gradient", None)):
             raise TypeError(f"regularizer must have a method gradient(new, old), got {type(regularizer).__name__}")
+        self._solver.check(self._loss, regularizer)
         if fallback is not None and (not callable(fallback) or isinstance(fallback, Optimizer)):
             raise TypeError(
                 "fallback must be a torch.optim class or a factory (params) → Optimizer, got "

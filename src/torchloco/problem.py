@@ -82,12 +82,18 @@ class LocalProblem:
         delta = self.loss.residual_(self.pre_activations(new), self.t, self.rows.transfer)
         return self._regularized(self._products(delta), new)
 
+    def first_residual(self) -> Tensor:
+        """δ at the old weights, (N, d_out)."""
+        scale = known_gradient_scale(self.rows, self.loss, self.target)
+        if scale is None:
+            return self.loss.residual(self.rows.a, self.t, self.rows.transfer)
+        return self.rows.g * scale
+
     def first_gradient(self) -> Gradients:
         """The gradients at the old weights: the ones autograd computed, times γ, where loss and target allow it."""
         scale = known_gradient_scale(self.rows, self.loss, self.target)
         if scale is None:
-            delta = self.loss.residual(self.rows.a, self.t, self.rows.transfer)
-            gradients = self._products(delta)
+            gradients = self._products(self.first_residual())
         else:
             gradients = [
                 torch.mul(g, scale, out=buffer) for g, buffer in zip(self.gradients, self._buffers, strict=True)

@@ -12,7 +12,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from torchloco.checks import check_count
+from torchloco.losses import Loss
 from torchloco.problem import LocalProblem
+from torchloco.regularizers import Regularizer
 from torchloco.rmsprop import RMSProp
 
 Schedule = Callable[[int, int], float]
@@ -43,6 +45,13 @@ class Solver(ABC):
     def attach(self, params: list[Parameter], lr: float) -> Optimizer | None:
         """Called once per layer: the optimizer whose state goes with this layer's parameters, if there is one."""
         return None
+
+    def check(self, loss: Loss, regularizer: Regularizer | None) -> None:  # noqa: B027 - most solvers take every problem
+        """Refuse local problems that this solver cannot solve.
+
+        Raises:
+            ValueError: Names what is not supported and what to use instead.
+        """
 
     @abstractmethod
     def solve(
