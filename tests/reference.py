@@ -127,9 +127,7 @@ def transfer(name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], 
         (alpha,) = arguments or (1.0,)
         return (
             lambda a: torch.where(a > 0, a, alpha * (torch.exp(a / alpha) - 1)),
-            per_row(
-                lambda a: torch.where(a > 0, a**2 / 2, alpha**2 * (torch.exp(a / alpha) - 1) - alpha * a)
-            ),
+            per_row(lambda a: torch.where(a > 0, a**2 / 2, alpha**2 * (torch.exp(a / alpha) - 1) - alpha * a)),
         )
     if kind == "hardtanh":
         low, high = arguments or (-1.0, 1.0)
@@ -434,13 +432,9 @@ def frozen_parameters() -> tuple[list[Tensor], list[Tensor]]:
     weights, biases = [], []
     for layer, (d_in, d_out) in enumerate(pairwise(FROZEN_SIZES)):
         limit = math.sqrt(6 / (d_in + d_out))
-        rows = [
-            [limit * math.cos((layer + 1) + (o + 1) * (i + 2)) for i in range(d_in)] for o in range(d_out)
-        ]
+        rows = [[limit * math.cos((layer + 1) + (o + 1) * (i + 2)) for i in range(d_in)] for o in range(d_out)]
         weights.append(torch.tensor(rows, dtype=torch.float64))
-        biases.append(
-            torch.tensor([0.1 * math.sin(layer + o + 1) for o in range(d_out)], dtype=torch.float64)
-        )
+        biases.append(torch.tensor([0.1 * math.sin(layer + o + 1) for o in range(d_out)], dtype=torch.float64))
     return weights, biases
 
 

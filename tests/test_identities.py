@@ -116,7 +116,7 @@ def test_number_of_matrix_products(steps, mlp, batches):
             self.products = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.products += func.overloadpacket.__name__ in {"mm", "addmm", "addmm_", "bmm", "baddbmm", "matmul", "linear"}
+            self.products += func.overloadpacket.__name__ in {"mm", "addmm", "addmm_", "bmm", "baddbmm", "linear"}
             return func(*args, **(kwargs or {}))
 
     model = mlp()
@@ -220,8 +220,7 @@ def test_a_step_is_the_same_in_either_form(solver, mlp, batches, train, values, 
 def test_matching_residual_is_the_derivative(name):
     """δ = ∂/∂A of F(A) - T·A, also for targets outside the range of f."""
     transfer = get_transfer(name)
-    a, target = 2 * draw(6, 4).requires_grad_(), draw(6, 4, seed=1)
-    a = a.detach().requires_grad_()
+    a, target = (2 * draw(6, 4)).requires_grad_(), draw(6, 4, seed=1)
     objective = transfer.integral(a).sum() - (target * a).sum()
     (expected,) = torch.autograd.grad(objective, a)
     assert_close(MatchingLoss().residual(a.detach(), target, transfer), expected, rtol=1e-9, atol=1e-11)
@@ -236,9 +235,11 @@ def test_gradient_is_the_derivative_of_the_value(pair, transfer):
     got = copies(problem.gradient(new))
     for k, p in enumerate(new):
         direction = draw(*p.shape, seed=11)
-        h = 1e-6
-        ends = [problem.value([q + s * h * direction if i == k else q for i, q in enumerate(new)]).item() for s in (1, -1)]
-        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx((got[k] * direction).sum().item(), rel=1e-5, abs=1e-6)
+        ends = [
+            problem.value([q + shift * direction if i == k else q for i, q in enumerate(new)]).item()
+            for shift in (1e-6, -1e-6)
+        ]
+        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx((got[k] * direction).sum().item(), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["matching", "squared"])

@@ -40,9 +40,7 @@ def equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
 
 def frozen_network(biases: bool = True, transfers=None, output="sigmoid", **settings) -> ref.Reference:
     weights, b = ref.frozen_parameters()
-    return ref.Reference(
-        weights, b if biases else None, transfers or ref.FROZEN_TRANSFERS, output, **settings
-    )
+    return ref.Reference(weights, b if biases else None, transfers or ref.FROZEN_TRANSFERS, output, **settings)
 
 
 def plain_loss(weights, biases, transfers, x, network_loss) -> Tensor:
@@ -127,9 +125,7 @@ def test_rules_are_torchs(rule, torch_optimizer):
 def test_rmsprop_tf_by_hand():
     """Two steps: v = 0.9 + 0.1·4 = 1.3, then 1.27; each momentum term keeps the lr it was made with."""
     rule, state = ref.rmsprop_tf(momentum=0.5, decay=0.9, epsilon=0.14), {}
-    value = rule(
-        torch.tensor([1.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64), 0.12, state
-    )
+    value = rule(torch.tensor([1.0], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64), 0.12, state)
     first = 0.12 * 2 / 1.44**0.5  # 0.2
     assert value.item() == pytest.approx(1 - first, rel=1e-14)
     value = rule(value, torch.tensor([-1.0], dtype=torch.float64), 0.06, state)
@@ -209,9 +205,7 @@ def test_the_first_residual_is_gamma_g(loss):
         target = ref.local_target(loss, name, pre, 10 * g, 2.5)
         bias.requires_grad_()
         weight.requires_grad_()
-        value = ref.local_objective(
-            loss, name, inputs, target, weight, bias, weight.detach(), bias.detach(), 3.0
-        )
+        value = ref.local_objective(loss, name, inputs, target, weight, bias, weight.detach(), bias.detach(), 3.0)
         slope, bias_slope = torch.autograd.grad(value, [weight, bias])
         equal(slope, 25 * g.T @ inputs, 1e-11)
         equal(bias_slope, 25 * g.sum(0), 1e-11)
@@ -310,9 +304,7 @@ def test_all_layers_use_the_old_weights():
     stepped, by_hand = frozen_network(lr=1e-3), frozen_network(lr=1e-3)
     x = ref.frozen_batch(0)
     _, inputs, pre, grads = by_hand.gradients(x, ref.bce_sum_mean(x))
-    solved = {
-        layer: by_hand.solve_layer(layer, inputs[layer], pre[layer], grads[layer]) for layer in (3, 1, 0, 2)
-    }
+    solved = {layer: by_hand.solve_layer(layer, inputs[layer], pre[layer], grads[layer]) for layer in (3, 1, 0, 2)}
     stepped.step(x, ref.bce_sum_mean(x))
     for layer, (weight, bias) in solved.items():
         assert torch.equal(weight, stepped.weights[layer])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,6 +58,11 @@ _BY_NODE: dict[str, Callable[[Any], Transfer]] = {
 }
 
 
+_AXES_MOVED = frozenset({"TBackward", "TransposeBackward", "PermuteBackward"})
+_SOFTMAX = frozenset({"SoftmaxBackward", "LogSoftmaxBackward"})
+_LOSSES = frozenset({"LogSoftmaxBackward", "BinaryCrossEntropyWithLogitsBackward", "MseLossBackward"})
+
+
 @dataclass(frozen=True)
 class Decision:
     """A layer's transfer function and why it was taken."""
@@ -66,11 +71,22 @@ class Decision:
     source: str
 
 
+@dataclass
+class _Fate:
+    """What becomes of a node's output, past changes of shape."""
+
+    consumers: list[Node] = field(default_factory=list)
+    claims: list[Transfer] = field(default_factory=list)
+    into_layer: bool = False
+    at_end: bool = False
+    axes_moved: bool = False
+
+
 class Discovery:
     """Follows the outputs of the layers it is told of until each has met something.
 
     Args:
-        model: The model; its forward's end, and modules of registered transfers, are watched as well.
+        model: The model; its modules' outputs, and modules of registered transfers, are watched as well.
         output: The transfer of what reaches the model's end untransformed; None if not given.
         given: What the user named, by layer.
 
@@ -81,13 +97,16 @@ class Discovery:
     def __init__(self, model: nn.Module, output: Transfer | None, given: Mapping[str, Transfer]) -> None:
         self.output = output
         self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
-        self._outputs: dict[Node, str] = {}
+        self._outputs: dict[Node, tuple[str, int]] = {}  # layers' names and widths
         self._consumers: dict[Node, list[Node]] = {}
         self._claims: dict[Node, Transfer] = {}
+        self._axes: dict[Node, tuple[int, tuple[int, ...]]] = {}  # of softmax nodes: axis, shape
         self._entered: set[Node] = set()
+        self._ends: set[Node] = set()
         self._walked: set[Node] = set()
-        self.handles = [model.register_forward_hook(_EndHook(self))]
+        self.handles = []
         for module in model.modules():
+            self.handles.append(module.register_forward_hook(_EndHook(self, whole=module is model)))
             transfer = transfer_of_module(module)
             if transfer is not None:
                 self.handles.append(module.register_forward_pre_hook(_ClaimHook(self, transfer)))
@@ -98,17 +117,22 @@ class Discovery:
             self._walk(x.grad_fn)
             self._entered.add(x.grad_fn)
 
-    def end(self, output: Any) -> None:
-        """The model returned `output`: walk what led to it, and decide."""
+    def end(self, output: Any, *, whole: bool) -> None:
+        """A module returned `output`: walk what led to it; decide if the module is the whole model."""
+        if not self._outputs:
+            return
         for tensor in _tensors(output):
-            if self._outputs and tensor.grad_fn is not None:
+            if tensor.grad_fn is not None:
                 self._walk(tensor.grad_fn)
-        self.conclude()
+                if whole:
+                    self._ends.add(tensor.grad_fn)
+        if whole:
+            self.conclude()
 
     def follow(self, name: str, output: Tensor) -> None:
         """Follow a layer's output from here on, if its transfer is not known."""
         if output.grad_fn is not None and name not in self.decisions:
-            self._outputs[output.grad_fn] = name
+            self._outputs[output.grad_fn] = (name, output.shape[-1])
 
     def claim(self, transfer: Transfer, x: Tensor) -> None:
         """A module of a registered transfer is called with `x`."""
@@ -119,14 +143,16 @@ class Discovery:
     def conclude(self) -> None:
         """Decide for the layers that were followed, and let go of the graph."""
         decisions: dict[str, Decision] = {}
-        for node, name in self._outputs.items():
-            decision = self._decide(node)
+        for node, (name, width) in self._outputs.items():
+            decision = self._decide(node, width)
             other = decisions.setdefault(name, decision)
             if other.transfer.name != decision.transfer.name:  # one layer called in two places
                 sources = f"{other.source}; {decision.source}"
                 decisions[name] = Decision(get_transfer("identity"), sources)
-        for memory in (self._outputs, self._consumers, self._claims, self._entered, self._walked):
+        for memory in (self._outputs, self._consumers, self._claims, self._axes):
             memory.clear()
+        for nodes in (self._entered, self._ends, self._walked):
+            nodes.clear()
         self.decisions = {**decisions, **self.decisions}
 
     def _walk(self, root: Node) -> None:
@@ -136,6 +162,10 @@ class Discovery:
             if node in self._walked:
                 continue
             self._walked.add(node)
+            if _kind(node) in _SOFTMAX:  # the backward pass will free what it has saved
+                result = node._saved_result  # type: ignore[attr-defined]
+                axis = node._saved_dim  # type: ignore[attr-defined]
+                self._axes[node] = (axis if axis < result.dim() else axis - (1 << 64) + result.dim(), result.shape)
             if node in self._outputs:  # beyond it lies what an earlier walk has seen
                 continue
             for parent, _ in node.next_functions:
@@ -143,60 +173,78 @@ class Discovery:
                     self._consumers.setdefault(parent, []).append(node)
                     stack.append(parent)
 
-    def _decide(self, node: Node) -> Decision:
-        claims, met, into_layer = self._met(node)
-        if claims and not met and not into_layer:
-            return Decision(claims[0], "met its module")
-        if into_layer and not met:
-            return Decision(get_transfer("identity"), "met a layer")
-        if not met:
+    def _decide(self, node: Node, width: int) -> Decision:
+        fate = self._fate(node)
+        identity = get_transfer("identity")
+        if fate.claims and not (fate.consumers or fate.into_layer or fate.at_end):
+            return Decision(fate.claims[0], "met its module")
+        if not fate.consumers:
+            if fate.into_layer:
+                return Decision(identity, "met a layer")
             if self.output is not None:
                 return Decision(self.output, "output=")
-            return Decision(get_transfer("identity"), "the model's output; output= names its loss's transfer")
-        if _is_softsign(met):
+            where = "the model's output" if fate.at_end else "met nothing inside a module"
+            return Decision(identity, f"{where}; output= names its loss's transfer")
+        kinds = sorted({_kind(n) for n in fate.consumers})
+        labels = [kind.removesuffix("Backward") for kind in kinds]
+        if fate.into_layer:
+            labels.append("a layer")
+        # A model may return its logits beside the loss that it computes of them; else part of the units go elsewhere.
+        if fate.at_end and not set(kinds) <= _LOSSES:
+            labels.append("the model's output")
+        label = "met " + ", ".join(labels)
+        if _is_softsign(fate.consumers) and len(labels) == 2:
             return Decision(get_transfer("softsign"), "met Softsign")
-        kinds = sorted({_kind(n) for n in met})
-        label = "met " + ", ".join(kind.removesuffix("Backward") for kind in kinds)
-        if len(kinds) == 1 and kinds[0] in _BY_NODE and not into_layer:
-            transfer = _BY_NODE[kinds[0]](met[0])
-            if transfer.name == "relu" and self._is_squared(met):
-                return Decision(get_transfer("relu_squared"), label + ", squared")
-            return Decision(transfer, label)
-        return Decision(get_transfer("identity"), label)
+        if len(labels) > 1 or kinds[0] not in _BY_NODE:
+            return Decision(identity, label)
+        if kinds[0] in _SOFTMAX and not self._is_over_units(fate, width):
+            return Decision(identity, label + " over another axis than the units")
+        transfer = _BY_NODE[kinds[0]](fate.consumers[0])
+        if transfer.name == "relu" and self._is_squared(fate.consumers):
+            return Decision(get_transfer("relu_squared"), label + ", squared")
+        return Decision(transfer, label)
 
-    def _met(self, node: Node) -> tuple[list[Transfer], list[Node], bool]:
-        """The claims on, and the consumers of, a node's output past changes of shape; whether it feeds a layer."""
-        claims: list[Transfer] = []
-        met: list[Node] = []
-        into_layer = False
+    def _fate(self, node: Node) -> _Fate:
+        fate = _Fate()
         stack = [node]
         while stack:
             current = stack.pop()
-            into_layer = into_layer or current in self._entered
+            fate.into_layer |= current in self._entered
+            fate.at_end |= current in self._ends
             if current in self._claims:  # what the module does inside is its own affair
-                claims.append(self._claims[current])
+                fate.claims.append(self._claims[current])
                 continue
             for consumer in self._consumers.get(current, ()):
-                (stack if _kind(consumer) in _SHAPE_ONLY else met).append(consumer)
-        return claims, met, into_layer
+                kind = _kind(consumer)
+                fate.axes_moved |= kind in _AXES_MOVED
+                (stack if kind in _SHAPE_ONLY else fate.consumers).append(consumer)
+        return fate
+
+    def _is_over_units(self, fate: _Fate, width: int) -> bool:
+        """Whether the softmax runs over the layer's units: over that many, and last unless axes were moved."""
+        axes = [self._axes[n] for n in fate.consumers if n in self._axes]
+        return bool(axes) and all(
+            shape[axis] == width and (fate.axes_moved or axis == len(shape) - 1) for axis, shape in axes
+        )
 
     def _is_squared(self, relus: list[Node]) -> bool:
-        after = [consumer for relu in relus for consumer in self._met(relu)[1]]
+        after = [consumer for relu in relus for consumer in self._fate(relu).consumers]
         return bool(after) and all(
             _kind(n) == "PowBackward" and getattr(n, "_saved_exponent", None) == 2 for n in after
         )
 
 
 class _EndHook:
-    """Walks from the model's outputs. Weak, and inert when copied, as every hook here."""
+    """Walks from a module's outputs. Weak, and inert when copied, as every hook here."""
 
-    def __init__(self, discovery: Discovery | None = None) -> None:
+    def __init__(self, discovery: Discovery | None = None, *, whole: bool = False) -> None:
         self.discovery = (lambda: None) if discovery is None else weakref.ref(discovery)
+        self.whole = whole
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         discovery = self.discovery()
         if discovery is not None:
-            discovery.end(output)
+            discovery.end(output, whole=self.whole)
 
     def __reduce__(self) -> tuple[type[_EndHook], tuple[()]]:
         return (_EndHook, ())
@@ -242,5 +290,5 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         for item in value:
             yield from _tensors(item)
     elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
+        for entry in fields(value):
+            yield from _tensors(getattr(value, entry.name))

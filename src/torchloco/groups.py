@@ -127,7 +127,7 @@ class Plan:
 
     def layer_of(self, p: Parameter) -> str:
         """The name of the layer a weight or bias belongs to."""
-        return self._weights.get(p) or self._biases[p]
+        return self._weights[p] if p in self._weights else self._biases[p]
 
     def _weight_of_bias(self, bias: Parameter) -> Parameter:
         return weight_of(self.layers[self._biases[bias]])

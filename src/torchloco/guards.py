@@ -54,6 +54,9 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
             "before building LocoProp, so that the bias goes to the fallback optimizer"
         )
     ready = [layer for layer in layers if layer.weight.grad is not None]
+    # zero_grad(set_to_none=False) leaves zeros at a layer that took no part in this pass.
+    idle = [layer for layer in ready if not layer.recorder.captures and not layer.weight.grad.any()]  # type: ignore[union-attr]
+    ready = [layer for layer in ready if layer not in idle]
     missing = [layer.name for layer in ready if not layer.recorder.captures]
     if missing:
         raise RuntimeError(

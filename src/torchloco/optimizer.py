@@ -22,7 +22,7 @@ from torchloco.layers import bias_of, weight_of
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver
+from torchloco.solvers import Solver, refuse_closure
 from torchloco.targets import GradientTarget, TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
 
@@ -101,6 +101,7 @@ class LocoProp(Optimizer):
                 "fallback must be a torch.optim class or a factory (params) → Optimizer, got "
                 f"{type(fallback).__name__}; it is given the parameters in no supported layer"
             )
+        refuse_closure(fallback)
         self._regularizer = regularizer
         self._make_fallback = fallback or torch.optim.AdamW
         self._fallback: Optimizer | None = None

@@ -39,6 +39,18 @@ def cosine(j: int, steps: int) -> float:
 SCHEDULES: dict[str, Schedule] = {"linear": linear_with_floor, "constant": constant, "cosine": cosine}
 
 
+def refuse_closure(optimizer: Any) -> None:
+    """Raise for an optimizer class whose step needs a closure, as LBFGS does.
+
+    Raises:
+        TypeError: It does.
+    """
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise TypeError(f"{optimizer.__name__}.step needs a closure, which cannot be given here; use another")
+
+
 class Solver(ABC):
     """Solves local problems."""
 
@@ -107,12 +119,7 @@ class FirstOrderSteps(Solver):
                 f"the inner optimizer must be a torch.optim class or a factory (param_groups, lr=...) → Optimizer, got "
                 f"{type(optimizer).__name__}; the layers' parameters are given to it when it is attached"
             )
-        if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
-            closure = inspect.signature(optimizer.step).parameters.get("closure")
-            if closure is not None and closure.default is inspect.Parameter.empty:
-                raise TypeError(
-                    f"{optimizer.__name__}.step needs a closure, which local steps cannot give; use another"
-                )
+        refuse_closure(optimizer)
         if isinstance(schedule, str) and schedule not in SCHEDULES:
             raise ValueError(
                 f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}, or a callable (j, T) → factor"

@@ -118,7 +118,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Transfer:
         lambda a: F.leaky_relu(a, s),
         integral=lambda a: a * F.leaky_relu(a, s) / 2,
         conjugate=(lambda y: torch.where(y > 0, y * y / 2, y * y / (2 * s))) if s > 0 else None,
-        derivative=lambda a: torch.where(a > 0, 1.0, s).to(a.dtype),
+        derivative=lambda a: torch.where(a > 0, torch.ones_like(a), s),
         in_place=lambda a: F.leaky_relu_(a, s),
         monotone=s >= 0,
     )
@@ -215,7 +215,7 @@ _FIXED = (
     Transfer(
         "sigmoid",
         torch.sigmoid,
-        integral=lambda a: F.softplus(a, threshold=1000),
+        integral=lambda a: a.clamp(min=0) + torch.log1p(torch.exp(-a.abs())),
         conjugate=lambda y: _xlogx(y) + _xlogx(1 - y),
         derivative=lambda a: torch.sigmoid(a) * torch.sigmoid(-a),
         in_place=torch.sigmoid_,

@@ -8,6 +8,15 @@ from torch.nn.utils import parametrizations
 from torchloco import LocoProp
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny convolutions on several threads wait for each other for seconds on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Tagger(nn.Module):
     """Embedding, convolution, norm, a free parameter, and two linear layers."""
 

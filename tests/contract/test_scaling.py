@@ -1,4 +1,4 @@
-"""The local problems agree with `.grad` as the user left it: scaled, clipped by norm, accumulated; or the step is refused."""
+"""The local problems agree with `.grad` as the user left it, scaled, clipped or accumulated; or the step is refused."""
 
 import pytest
 import torch
