@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from torchloco import transfers as tf
+from torchloco.layers import is_supported
 from torchloco.transfers import Transfer, get_transfer, transfer_of_module
 
 #: Nodes that move or cast entries and leave each as it is.
@@ -106,7 +107,8 @@ class Discovery:
         self._walked: set[Node] = set()
         self.handles = []
         for module in model.modules():
-            self.handles.append(module.register_forward_hook(_EndHook(self, whole=module is model)))
+            if not is_supported(module) or module is model:
+                self.handles.append(module.register_forward_hook(_EndHook(self, whole=module is model)))
             transfer = transfer_of_module(module)
             if transfer is not None:
                 self.handles.append(module.register_forward_pre_hook(_ClaimHook(self, transfer)))
