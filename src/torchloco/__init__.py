@@ -1,12 +1,13 @@
 """torchloco: LocoProp for PyTorch. Several cheap local steps per layer for each back-propagation."""
 
+from torchloco import recipes
 from torchloco.display import LayerInfo
 from torchloco.exact import ConjugateGradient, Exact
 from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
 from torchloco.optimizer import LocoProp
-from torchloco.regularizers import Regularizer, SquaredDistance
+from torchloco.regularizers import Regularizer, RelativeEntropy, SquaredDistance, WeightDecay
 from torchloco.rmsprop import RMSProp
-from torchloco.solvers import FirstOrderSteps, Solver
+from torchloco.solvers import FirstOrderSteps, ProximalStep, Solver
 from torchloco.targets import GradientTarget, LayerRows, MirrorTarget, Target
 from torchloco.transfers import Transfer, get_transfer, register_transfer, transfer_names
 
@@ -24,8 +25,10 @@ __all__ = [
     "MatchingLoss",
     "MirrorTarget",
     "PostActivationLoss",
+    "ProximalStep",
     "RMSProp",
     "Regularizer",
+    "RelativeEntropy",
     "Solver",
     "SquaredDistance",
     "SquaredLoss",
@@ -33,5 +36,7 @@ __all__ = [
     "Transfer",
     "get_transfer",
     "register_transfer",
+    "WeightDecay",
+    "recipes",
     "transfer_names",
 ]

@@ -89,8 +89,12 @@ class LocalProblem:
             return self.loss.residual(self.rows.a, self.t, self.rows.transfer)
         return self.rows.g * scale
 
-    def first_gradient(self) -> Gradients:
-        """The gradients at the old weights: the ones autograd computed, times γ, where loss and target allow it."""
+    def first_gradient(self, *, regularized: bool = True) -> Gradients:
+        """The gradients at the old weights: the ones autograd computed, times γ, where loss and target allow it.
+
+        Args:
+            regularized: Whether the regularizer's gradient is in them.
+        """
         scale = known_gradient_scale(self.rows, self.loss, self.target)
         if scale is None:
             gradients = self._products(self.first_residual())
@@ -98,7 +102,7 @@ class LocalProblem:
             gradients = [
                 torch.mul(g, scale, out=buffer) for g, buffer in zip(self.gradients, self._buffers, strict=True)
             ]
-        return self._regularized(gradients, self._old)
+        return self._regularized(gradients, self._old) if regularized else gradients
 
     def gram_gradient(self, new: list[Tensor]) -> Gradients:
         """The same gradients for the squared loss, from C = XᵀX instead of the rows."""

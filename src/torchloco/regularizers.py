@@ -1,33 +1,63 @@
 """The regularizer of a local problem: what keeps the new weights near the old ones.
 
-A regularizer is any object with `gradient(new, old)`; applied to a layer's weight and to its bias alike, as if
-the bias were one more column of the weight.
+A regularizer is applied to a layer's weight and to its bias alike, as if the bias were one more column of the weight.
+Any object with `gradient(new, old)` will do; those that derive from `Regularizer` can be added with `+`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from torchloco.checks import check_range
 
 
-class Regularizer(Protocol):
-    """What a solver asks of a regularizer."""
+class Regularizer(ABC):
+    """A penalty R(W̃, W) on the new weights W̃, given the old ones W. Yours needs `gradient`."""
 
+    @abstractmethod
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:
-        """∂/∂new, of the shape of `new`."""
+        """∂R/∂W̃, of the shape of `new`."""
 
     def value(self, new: Tensor, old: Tensor) -> Tensor:
-        """The penalty, a scalar."""
+        """R, a scalar."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no value(); define it to report or compare local objectives"
+        )
+
+    def proximal(self, gradient: Tensor, old: Tensor) -> Tensor:
+        """The W̃ that minimises ⟨gradient, W̃⟩ + R(W̃, W): one step of mirror descent in R's geometry."""
+        raise NotImplementedError(f"{type(self).__name__} has no closed proximal step; use FirstOrderSteps with it")
+
+    def __add__(self, other: Regularizer) -> Regularizer:
+        return Sum(self, other)
 
 
-class SquaredDistance:
-    """(λ/2)‖W̃ - W‖²: the proximal term of ridge regression, K-FAC's damping.
+class Sum(Regularizer):
+    """The sum of regularizers."""
+
+    def __init__(self, *terms: Regularizer) -> None:
+        self.terms = terms
+
+    def gradient(self, new: Tensor, old: Tensor) -> Tensor:
+        """The sum of the terms' gradients."""
+        return torch.stack([term.gradient(new, old) for term in self.terms]).sum(0)
+
+    def value(self, new: Tensor, old: Tensor) -> Tensor:
+        """The sum of the terms' values."""
+        return torch.stack([term.value(new, old) for term in self.terms]).sum()
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.terms))
+
+
+class _Scaled(Regularizer):
+    """A regularizer with a strength λ.
 
     Args:
-        strength: λ, > 0, in units of the eigenvalues of C = XᵀX (a sum over rows).
+        strength: λ, > 0. The local loss is a sum over rows, so λ is in units of the eigenvalues of C = XᵀX.
 
     Raises:
         TypeError: `strength` is not a number.
@@ -38,6 +68,13 @@ class SquaredDistance:
         check_range("strength", strength, 0)
         self.strength = float(strength)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.strength:g})"
+
+
+class SquaredDistance(_Scaled):
+    """(λ/2)‖W̃ - W‖²: the proximal term of ridge regression, K-FAC's damping."""
+
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:
         """λ(W̃ - W)."""
         return (new - old).mul_(self.strength)
@@ -46,5 +83,46 @@ class SquaredDistance:
         """(λ/2)‖W̃ - W‖²."""
         return (new - old).square().sum() * (self.strength / 2)
 
-    def __repr__(self) -> str:
-        return f"SquaredDistance({self.strength:g})"
+    def proximal(self, gradient: Tensor, old: Tensor) -> Tensor:
+        """W - gradient / λ, a step of gradient descent."""
+        return old - gradient / self.strength
+
+
+class WeightDecay(_Scaled):
+    """(λ/2)‖W̃‖², which pulls towards zero and not towards the old weights."""
+
+    def gradient(self, new: Tensor, old: Tensor) -> Tensor:
+        """λW̃."""
+        return new * self.strength
+
+    def value(self, new: Tensor, old: Tensor) -> Tensor:
+        """(λ/2)‖W̃‖²."""
+        return new.square().sum() * (self.strength / 2)
+
+
+class RelativeEntropy(_Scaled):
+    """λ Σ (w̃ log(w̃/w) - w̃ + w), the Bregman divergence of the negative entropy, for weights that are positive.
+
+    Its proximal step is the exponentiated gradient (Kivinen and Warmuth 1997), which keeps every sign.
+    """
+
+    def gradient(self, new: Tensor, old: Tensor) -> Tensor:
+        """λ log(w̃/w)."""
+        return (new.log() - self._positive(old).log()).mul_(self.strength)
+
+    def value(self, new: Tensor, old: Tensor) -> Tensor:
+        """λ Σ (w̃ log(w̃/w) - w̃ + w)."""
+        terms: Tensor = torch.special.xlogy(new, new) - torch.special.xlogy(new, self._positive(old)) - new + old
+        return terms.sum() * self.strength
+
+    def proximal(self, gradient: Tensor, old: Tensor) -> Tensor:
+        """W · exp(-gradient / λ)."""
+        return self._positive(old) * torch.exp(-gradient / self.strength)
+
+    def _positive(self, old: Tensor) -> Tensor:
+        if not bool((old > 0).all()):
+            raise ValueError(
+                "RelativeEntropy needs positive weights and biases, got some that are not; initialise them so, or use "
+                "SquaredDistance"
+            )
+        return old

@@ -6,6 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 from torch.nn import Parameter
@@ -83,6 +84,40 @@ class Solver(ABC):
             lrs: The learning rate of each parameter.
             steps: T, the number of local steps.
         """
+
+
+class ProximalStep(Solver):
+    """W̃ = argmin ⟨∇, W̃⟩ + R(W̃, W) with ∇ the local loss's gradient at W: one step in the regularizer's geometry.
+
+    With `SquaredDistance` it is a step of gradient descent, with `RelativeEntropy` an exponentiated-gradient step. `lr`
+    and `local_steps` have no part in it: γ / λ is the step size. It costs no matrix product.
+    """
+
+    def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
+        """The regularizer must have a closed proximal step."""
+        if type(getattr(regularizer, "proximal", None)) is not MethodType or (
+            isinstance(regularizer, Regularizer) and type(regularizer).proximal is Regularizer.proximal
+        ):
+            raise ValueError(
+                f"ProximalStep needs a regularizer with a proximal step (SquaredDistance, RelativeEntropy), got "
+                f"{regularizer!r}; use FirstOrderSteps with it"
+            )
+
+    def solve(
+        self,
+        problem: LocalProblem,
+        params: list[Parameter],
+        inner: Optimizer | None,
+        lrs: Sequence[float],
+        steps: int,
+    ) -> None:
+        """Take the step; see `Solver.solve`."""
+        assert problem.regularizer is not None
+        for p, gradient in zip(params, problem.first_gradient(regularized=False), strict=True):
+            p.copy_(problem.regularizer.proximal(gradient, p.data))
+
+    def __repr__(self) -> str:
+        return "ProximalStep()"
 
 
 class FirstOrderSteps(Solver):

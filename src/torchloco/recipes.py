@@ -1,0 +1,94 @@
+"""Known algorithms as choices of loss, target, regularizer and solver.
+
+Each recipe builds a `LocoProp` for a model; further keyword arguments go to its constructor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchloco.exact import ConjugateGradient, Exact
+from torchloco.optimizer import LocoProp
+from torchloco.regularizers import RelativeEntropy, SquaredDistance
+from torchloco.solvers import FirstOrderSteps, ProximalStep
+
+
+def locoprop_m(model: nn.Module, lr: float = 1e-5, **options: Any) -> LocoProp:
+    """LocoProp-M with the paper's settings: matching loss, mirror-descent target, ten steps of RMSProp."""
+    return LocoProp(model, lr, loss="matching", **options)
+
+
+def locoprop_s(model: nn.Module, lr: float = 1e-5, **options: Any) -> LocoProp:
+    """LocoProp-S with the paper's settings: squared loss, gradient-descent target, ten steps of RMSProp."""
+    return LocoProp(model, lr, loss="squared", **options)
+
+
+def backprop(model: nn.Module, lr: float, **options: Any) -> LocoProp:
+    """Stochastic gradient descent: one plain local step, which is back-propagation's.
+
+    Args:
+        model: The network.
+        lr: The learning rate of SGD, > 0.
+        options: Further arguments of `LocoProp`.
+    """
+    solver = FirstOrderSteps(torch.optim.SGD, schedule="constant")
+    return LocoProp(model, lr, activation_lr=1.0, local_steps=1, solver=solver, **options)
+
+
+def foof(model: nn.Module, lr: float, damping: float, **options: Any) -> LocoProp:
+    """W ← W - lr · ∂L/∂W · (XᵀX + damping · I)⁻¹: LocoProp-S solved exactly (FOOF, Benzing 2022).
+
+    Args:
+        model: The network.
+        lr: Step size, > 0; multiplies a gradient in which a mean loss's 1/N is, against XᵀX, which is a sum.
+        damping: λ, > 0, absolute.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, activation_lr=lr, loss="squared", solver=Exact(damping, relative=False), **options)
+
+
+def implicit_sgd(model: nn.Module, lr: float, **options: Any) -> LocoProp:
+    """The proximal point of each layer's quadratic: W ← argmin ½‖XW̃ᵀ - (A - G)‖² + ‖W̃ - W‖² / (2 lr).
+
+    For one linear layer under L = ½‖A - T‖² this is implicit SGD: the minimum of L + ‖W̃ - W‖² / (2 lr).
+
+    Args:
+        model: The network.
+        lr: The step size, > 0; large ones do not diverge.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, activation_lr=1.0, loss="squared", solver=Exact(1 / lr, relative=False), **options)
+
+
+def proxprop(model: nn.Module, activation_lr: float, lr: float, iterations: int = 3, **options: Any) -> LocoProp:
+    """Proximal back-propagation: implicit weight steps by conjugate gradients (Frerix et al. 2018, algorithm 2).
+
+    Args:
+        model: The network.
+        activation_lr: γ, the explicit step on the pre-activations, > 0.
+        lr: τ, the weights' proximal step, > 0: the penalty is ‖W̃ - W‖² / (2τ).
+        iterations: Of conjugate gradients, >= 1.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(
+        model,
+        activation_lr=activation_lr,
+        loss="squared",
+        regularizer=SquaredDistance(1 / lr),
+        solver=ConjugateGradient(iterations, tolerance=0.0),
+        **options,
+    )
+
+
+def exponentiated_gradient(model: nn.Module, lr: float, **options: Any) -> LocoProp:
+    """W ← W · exp(-lr · ∂L/∂W) for positive weights (Kivinen and Warmuth 1997).
+
+    Args:
+        model: The network; its layers' weights and biases must be positive.
+        lr: The learning rate, > 0.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, activation_lr=lr, regularizer=RelativeEntropy(1.0), solver=ProximalStep(), **options)
