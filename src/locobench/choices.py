@@ -9,3 +9,4 @@ Activation = Literal["tanh", "relu"]
 DATA_NAMES: tuple[str, ...] = get_args(DataName)
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+FigureName = Literal["local-losses"]

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from locobench import __version__
-from locobench.choices import Activation, DataName, ModelName
+from locobench.choices import Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
 
 METHODS_HELP = "locoprop-m, locoprop-s, sgd, momentum, nesterov, adagrad, rmsprop, rmsprop-tf, adam"
@@ -154,6 +154,26 @@ def show(
     """
     with _plain_errors():
         _show(folder)
+
+
+@app.command()
+def figure(
+    name: Annotated[FigureName, typer.Argument(help="local-losses: the losses that transfer functions induce.")],
+    transfers: Annotated[str, typer.Option(help="Comma-separated transfer functions, one panel each.")] = "tanh,relu",
+    out: Annotated[Path, typer.Option(help="The PNG.")] = Path("runs/local-losses.png"),
+) -> None:
+    """Draw a figure about the method.
+
+    local-losses shows a layer's loss as a function of its predicted pre-activation, for a few targets, next to the
+    squared loss; computed by the library's own losses.
+
+    Example: locobench figure local-losses --transfers tanh,relu,sigmoid
+    """
+    with _plain_errors():
+        from locobench import figures
+
+        path = figures.local_losses([part.strip() for part in transfers.split(",")], out)
+        typer.echo(f"written: {path}")
 
 
 @app.command()

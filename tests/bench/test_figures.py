@@ -1,0 +1,33 @@
+"""The figure of the local losses shows what the method says of them."""
+
+import pytest
+from typer.testing import CliRunner
+
+from locobench import figures
+from locobench.cli import app
+from torchloco import get_transfer
+
+
+def test_relu_is_indifferent_below_zero():
+    assert figures.value(get_transfer("relu"), -2.0, -0.5) == 0
+    assert figures.value(get_transfer("relu"), 1.0, -0.5) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["tanh", "relu", "sigmoid", "softplus", "elu"])
+def test_zero_at_the_target_and_positive_elsewhere(name):
+    for target in (-2.0, 0.5):
+        assert figures.value(get_transfer(name), target, target) == pytest.approx(0, abs=1e-12)
+        assert figures.value(get_transfer(name), 3.0, target) > 0
+
+
+def test_command(tmp_path):
+    path = tmp_path / "deep" / "figure.png"
+    result = CliRunner().invoke(app, ["figure", "local-losses", "--transfers", "tanh, relu", "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["gelu", "softmax", "tnah"])
+def test_refused(name, tmp_path):
+    with pytest.raises(figures.BenchError):
+        figures.local_losses([name], tmp_path / "figure.png")
