@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: compare test lint types docs clean help
+.PHONY: compare test lint types clean help
 
+# `make` alone explains.
 help:
 	@echo "make compare             train the deep autoencoder with every method on generated CURVES data, print table and plots"
 	@echo "make compare DATA=mnist  the same on MNIST (also fashion-mnist, usps); EPOCHS=10 sets the length"

@@ -86,7 +86,7 @@ NAMES = [
     ({"target": "mirror"}, TypeError, "target must be a callable.*got 'mirror'"),
     ({"target": GradientTarget}, TypeError, "target must be a callable"),
     ({"loss": PostActivationLoss()}, ValueError, "no target goes with.*give target="),
-    ({"regularizer": 0.1}, TypeError, r"regularizer must have a method gradient\(new, old\), got float"),
+    ({"regularizer": 0.1}, TypeError, r"regularizer must be an object with a method gradient\(new, old\), got 0.1"),
     ({"solver": 3}, TypeError, "torch.optim class or a factory.*got int"),
     ({"solver": "adam"}, TypeError, "torch.optim class or a factory.*got str"),
     ({"solver": torch.optim.LBFGS}, TypeError, "LBFGS.*closure.*use another"),
@@ -361,7 +361,7 @@ def test_rows_cleared_between_backward_and_step(mlp, batches, values, same):
     for p, grad in kept.items():
         p.grad = grad
     before = values(model)
-    with pytest.raises(RuntimeError, match=r"no captured rows.*zero_grad\(\) not called between"):
+    with pytest.raises(RuntimeError, match=r"no captured rows.*zero_grad\(\) nor step\(\) called between"):
         optimizer.step()
     assert same(values(model), before)
 
@@ -431,7 +431,7 @@ def test_group_edited_to_nonsense(mlp, batches, train, values, same):
     optimizer = LocoProp(model, lr=1e-3, params=[{"params": "0"}, {"params": ["2", "4"]}])
     optimizer.param_groups[1]["local_steps"] = 0
     before = values(model)
-    with pytest.raises(ValueError, match="local_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="local_steps of a param group must be at least 1, got 0"):
         train(model, optimizer, batches(1))
     assert same(values(model), before)
 

@@ -98,7 +98,10 @@ def compare(
     threads: Threads = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder for the results; made if missing. Default: runs/DATA-MODEL."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the results; made if missing. Default: runs/DATA-MODEL-ACTIVATION-EPOCHS-seedSEED.",
+        ),
     ] = None,
 ) -> None:
     """Train the autoencoder with each method; end with a table and two plots.
@@ -120,7 +123,7 @@ def compare(
         idle = [name for name in lrs if name not in {method.name for method in chosen}]
         if idle:
             raise BenchError(f"--lr is given for {', '.join(idle)}, which --methods leaves out")
-        folder = out or Path("runs") / f"{data}-{model}"
+        folder = out or Path("runs") / f"{data}-{model}-{activation}-{epochs}-seed{seed}"
         all_settings = [
             Settings(
                 method=method.name,
@@ -150,7 +153,7 @@ def show(
 
     Works during a comparison as well: it shows what is finished so far.
 
-    Example: locobench show runs/curves-standard
+    Example: locobench show runs/curves-standard-tanh-6-seed0
     """
     with _plain_errors():
         _show(folder)

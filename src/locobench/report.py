@@ -129,6 +129,8 @@ def _notes(runs: list[RunFile]) -> list[str]:
         f"{runs[0].config.get('threads', '?')} threads, torch {versions.get('torch', '?')}. "
         "For prices per step that a busy machine does not blur, use `locobench speed`."
     )
+    known = [METHODS[run.config["method"]] for run in runs if run.config["method"] in METHODS]
+    notes.append("; ".join(f"{method.label}: {method.note}" for method in known) + ".")
     for run in runs:
         if run.diverged:
             last = run.rows[-1]

@@ -47,6 +47,7 @@ def carry_out(settings: Settings, images: Images, folder: Path, watcher: Watcher
         if run is None:
             run = RunFile(folder / f"{settings.method}.jsonl", _config(settings, training, images), [])
             run.checkpoint.unlink(missing_ok=True)  # of a run whose file was deleted: to begin it anew
+        _refuse_differences(run, {"optimizer": training.options()}, run.config)
         _resume(run, training)
         run.save()
         _report(run.rows, watcher)
@@ -126,6 +127,7 @@ def _config(settings: Settings, training: Training, images: Images) -> Row:
         "pixels": images.train.shape[1],
         "parameters": training.parameters,
         "steps_per_epoch": training.steps_per_epoch,
+        "optimizer": training.options(),
         "versions": versions(),
         "machine": machine(settings.device),
     }

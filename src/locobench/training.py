@@ -115,6 +115,18 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 
+    def options(self) -> dict[str, Any]:
+        """The optimizer's class and everything it was set to, as JSON values."""
+        found = {"class": type(self.optimizer).__name__, **self.optimizer.defaults}
+        for part in ("loss", "solver", "regularizer"):
+            if hasattr(self.optimizer, part):
+                found[part] = repr(getattr(self.optimizer, part))
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in found.items()
+            if value is None or isinstance(value, str | int | float | bool | tuple)
+        }
+
     def close(self) -> None:
         """Let go of the model, where the optimizer holds on to it."""
         close(self.optimizer)

@@ -96,7 +96,7 @@ class _ForwardHook:
         return (_ForwardHook, ())
 
 
-def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | None, float]:
+def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | None, float, float]:
     """The s with gradient ≈ s · GᵀX, and how far off it is relative to the gradient.
 
     A gradient scaler or norm clipping multiplies `.grad` but not the captured G; s makes them agree again. A large
@@ -107,6 +107,9 @@ def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | Non
         gradient: The weight's `.grad`, (d_out, d_in).
         x: X, (N, d_in).
         g: G, (N, d_out).
+
+    Returns:
+        s or None, the remainder, and how large rounding may make that.
     """
     columns = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
     v = torch.cos(0.7 * columns * columns + 0.3).to(x.dtype)
@@ -114,12 +117,12 @@ def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | Non
     seen, expected = (gradient @ v).double(), (g.t() @ xv).double()
     products = [seen @ expected, expected @ expected, seen @ seen, g.norm().double() * xv.norm().double()]
     cross, expected2, seen2, largest = torch.stack(products).tolist()
-    if expected2**0.5 <= 1e3 * torch.finfo(x.dtype).eps * largest:
-        return None, 0.0
+    eps = torch.finfo(x.dtype).eps
+    if expected2**0.5 <= 1e3 * eps * largest:
+        return None, 0.0, 0.0
     factor = cross / expected2
     remainder = max(0.0, 1 - cross**2 / (expected2 * seen2)) ** 0.5 if seen2 else 0.0
-    close = abs(factor - 1) < 64 * torch.finfo(x.dtype).eps
-    return (1.0 if close else factor), remainder
+    return (1.0 if abs(factor - 1) < 64 * eps else factor), remainder, 30 * eps * largest / expected2**0.5
 
 
 def check_free(name: str, module: nn.Module) -> None:

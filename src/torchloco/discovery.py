@@ -7,6 +7,7 @@ The graph shows module, functional and in-place activations alike.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -97,6 +98,7 @@ class Discovery:
 
     def __init__(self, model: nn.Module, output: Transfer | None, given: Mapping[str, Transfer]) -> None:
         self.output = output
+        self._output_checked = output is None
         self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
         self._outputs: dict[Node, tuple[str, int]] = {}  # layers' names and widths
         self._consumers: dict[Node, list[Node]] = {}
@@ -156,6 +158,20 @@ class Discovery:
         for nodes in (self._entered, self._ends, self._walked):
             nodes.clear()
         self.decisions = {**decisions, **self.decisions}
+
+    def warn_if_output_unused(self) -> None:
+        """Warn, once, if a transfer was given for the output and no layer's pre-activations are the output."""
+        if self._output_checked or not self.decisions:
+            return
+        self._output_checked = True
+        if not any(decision.source in ("output=", "transfers=") for decision in self.decisions.values()):
+            assert self.output is not None
+            warnings.warn(
+                f"output= names {self.output.name!r}, but no layer's pre-activations are the model's output: "
+                + "; ".join(f"{name}: {d.transfer.name} ({d.source})" for name, d in self.decisions.items())
+                + ". Leave output= out, or name the layer's transfer by transfers=",
+                stacklevel=4,
+            )
 
     def _walk(self, root: Node) -> None:
         stack = [root]

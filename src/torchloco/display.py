@@ -47,7 +47,7 @@ def describe(optimizer: LocoProp) -> str:
             info.transfer.name if info.transfer else "?",
             info.loss.name,
             repr(info.target),
-            info.source,
+            info.source + (": not monotone" if info.transfer and not info.transfer.monotone else ""),
         )
         for info in optimizer.layers
     ]
@@ -57,6 +57,8 @@ def describe(optimizer: LocoProp) -> str:
         ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
         for row in [header, *rows]
     ]
+    if not rows:
+        return "LocoProp(closed)"
     lines.append(f"  solver: {optimizer.solver!r}")
     if optimizer.regularizer is not None:
         lines.append(f"  regularizer: {optimizer.regularizer!r}")

@@ -38,6 +38,18 @@ def check_options(options: Mapping[str, Any]) -> None:
         check_count("local_steps", options["local_steps"])
 
 
+def check_running(group: Mapping[str, Any]) -> None:
+    """Check the options of a group again, before a step: schedulers and users write to them. An lr of 0 is allowed.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Out of range.
+    """
+    check_range("lr of a param group", group["lr"], 0, inclusive=True)
+    check_range("activation_lr of a param group", group["activation_lr"], 0)
+    check_count("local_steps of a param group", group["local_steps"])
+
+
 @dataclass
 class Split:
     """A param group taken apart."""

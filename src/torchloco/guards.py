@@ -55,17 +55,20 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
         )
     ready = [layer for layer in layers if layer.weight.grad is not None]
     # zero_grad(set_to_none=False) leaves zeros at a layer that took no part in this pass.
-    idle = [layer for layer in ready if not layer.recorder.captures and not layer.weight.grad.any()]  # type: ignore[union-attr]
-    ready = [layer for layer in ready if layer not in idle]
+    ready = [layer for layer in ready if layer.recorder.captures or _is_nonzero(layer.weight.grad)]
     missing = [layer.name for layer in ready if not layer.recorder.captures]
     if missing:
         raise RuntimeError(
-            f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "
-            "the forward pass (and before the first call of a compiled model), the layers called as modules, and "
-            "zero_grad() not called between backward() and step(). A layer that cannot be captured can be given to "
-            "the fallback optimizer by a param group with 'fallback': True"
+            f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before the "
+            "forward pass, the layers called as modules, and neither zero_grad() nor step() called between backward() "
+            "and step(). A layer that cannot be captured can be given to the fallback optimizer by a param group with "
+            "'fallback': True"
         )
     return ready
+
+
+def _is_nonzero(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class LocoProp(Optimizer):
 
     Supported is `nn.Linear` with any number of leading dimensions. All other parameters go to a fallback optimizer.
     `repr(optimizer)` and `optimizer.layers` say what was decided for every layer; transfer functions that are not given
-    are discovered in the first forward pass. Build the optimizer before the first forward pass of a compiled model.
+    are discovered in the first forward pass. Models compiled by torch.compile are not supported yet.
 
     Param groups are torch's, with the options `lr`, `activation_lr` and `local_steps`; what `"params"` lists may also
     be modules or layer names. A group with `"fallback": True` goes to the fallback optimizer, with its options.
@@ -56,8 +56,9 @@ class LocoProp(Optimizer):
         solver: A `Solver`, or a torch.optim class for `FirstOrderSteps` of it; default: `FirstOrderSteps()`, T steps of
             the paper's RMSProp.
         transfers: Transfer functions by layer name, e.g. ``{"decoder.0": "tanh"}``; names or `Transfer` objects.
-        output: The transfer that matches the network loss at the model's end: a transfer's name, or the criterion as a
-            module, class or functional (BCE with logits ↔ sigmoid, cross-entropy ↔ softmax, MSE ↔ identity).
+        output: The transfer that matches the network loss, for layers whose pre-activations are the model's output:
+            a transfer's name, or the criterion as a module, class or functional (BCE with logits ↔ sigmoid,
+            cross-entropy ↔ softmax, MSE ↔ identity). Several heads with different losses are named by `transfers`.
             Default: identity, where the model does not compute its loss itself.
         fallback: Optimizer of the parameters in no supported layer: a class or factory `(params) → Optimizer`;
             default `torch.optim.AdamW`. Its groups are in `param_groups`, marked `"fallback": True`.
@@ -93,8 +94,10 @@ class LocoProp(Optimizer):
         self._loss = resolve_loss(loss)
         self._target = resolve_target(target, self._loss)
         self._solver = resolve_solver(solver)
-        if regularizer is not None and not callable(getattr(regularizer, "gradient", None)):
-            raise TypeError(f"regularizer must have a method gradient(new, old), got {type(regularizer).__name__}")
+        if regularizer is not None and (
+            isinstance(regularizer, type) or not callable(getattr(regularizer, "gradient", None))
+        ):
+            raise TypeError(f"regularizer must be an object with a method gradient(new, old), got {regularizer!r}")
         self._solver.check(self._loss, regularizer)
         if fallback is not None and (not callable(fallback) or isinstance(fallback, Optimizer)):
             raise TypeError(
@@ -133,20 +136,27 @@ class LocoProp(Optimizer):
 
         Raises:
             RuntimeError: A gradient or the result of a local solve is not finite; a gradient has no captured rows, or
-                belongs to another pass than they do. All parameters are as before the step then.
+                belongs to another pass than they do.
+            ValueError: A param group's option was set to a value outside its range.
+
+            Whatever is raised, the layers' parameters are as before the step. The inner averages of layers that had
+            been solved already have taken it in, and a fallback that itself raises may have changed its parameters.
         """
         loss = self._evaluate(closure)
-        layers = self._ready_layers()
-        with restored_on_error([p for layer in layers for p in layer.params]) as old:
-            for layer in layers:
-                problem = self._problem(layer, old)
-                lrs = [self._group_of[p]["lr"] for p in layer.params]
-                self._solver.solve(problem, layer.params, layer.inner, lrs, self._group_of[layer.weight]["local_steps"])
-                layer.release()
-            self._refuse_divergence(layers)
-            if self._fallback is not None:
-                self._fallback.step()
-        self._release()
+        try:
+            layers = self._ready_layers()
+            with restored_on_error([p for layer in layers for p in layer.params]) as old:
+                for layer in layers:
+                    problem = self._problem(layer, old)
+                    lrs = [self._group_of[p]["lr"] for p in layer.params]
+                    steps = self._group_of[layer.weight]["local_steps"]
+                    self._solver.solve(problem, layer.params, layer.inner, lrs, steps)
+                    layer.rows = None
+                self._refuse_divergence(layers)
+                if self._fallback is not None:
+                    self._fallback.step()
+        finally:
+            self._release()  # also after an error, so that the next pass can be right again
         return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
@@ -160,18 +170,18 @@ class LocoProp(Optimizer):
     def _ready_layers(self) -> list[AttachedLayer]:
         """The layers with a gradient and its rows, after every check."""
         self._discovery.conclude()
+        for group in self.param_groups:
+            if not group.get("fallback"):
+                groups.check_running(group)
         self._group_of = {p: group for group in self.param_groups for p in group["params"]}
-        try:
-            refuse_non_finite({self._plan.names[p]: p.grad for p in self._group_of if p.grad is not None})
-            layers = layers_to_solve(list(self._layers.values()))
-            factors = []
-            for layer in layers:
-                self._follow_bias(layer)
-                transfer = self._discovery.decisions[layer.name].transfer
-                factors.append(layer.collect(transfer, float(self._group_of[layer.weight]["activation_lr"])))
-        except RuntimeError:
-            self._release()  # so that the next pass can be right again
-            raise
+        refuse_non_finite({self._plan.names[p]: p.grad for p in self._group_of if p.grad is not None})
+        layers = layers_to_solve(list(self._layers.values()))
+        factors = []
+        for layer in layers:
+            self._follow_bias(layer)
+            transfer = self._discovery.decisions[layer.name].transfer
+            factors.append(layer.collect(transfer, float(self._group_of[layer.weight]["activation_lr"])))
+        self._discovery.warn_if_output_unused()
         # Scalers and norm clipping have one factor for all layers: where one cannot be told, another's is taken.
         usual = next((factor for factor in factors if factor is not None), 1.0)
         for layer, factor in zip(layers, factors, strict=True):
@@ -213,7 +223,6 @@ class LocoProp(Optimizer):
             for p in layer.params:
                 self.state.pop(p, None)
         self._bind()
-        self._release()
         raise RuntimeError(
             f"the local steps of {', '.join(layer.name for layer in diverged)} diverged; all weights are as before the "
             "step, and these layers' inner state starts anew. Lower lr or activation_lr"
@@ -256,8 +265,19 @@ class LocoProp(Optimizer):
         self._discovery.conclude()
         self._release()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as `torch.optim.Optimizer.state_dict` gives it, with the name of the solver it belongs to."""
+        return {**super().state_dict(), "solver": self._solver.name}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; the given one is copied, so that it can be loaded again."""
+        """Load a state; the given one is copied, so that it can be loaded again.
+
+        Raises:
+            ValueError: It belongs to another solver or does not fit the param groups; nothing has been changed then.
+        """
+        solver = state_dict.get("solver", self._solver.name)
+        if solver != self._solver.name:
+            raise ValueError(f"the state was saved with the solver {solver}, this LocoProp has {self._solver.name}")
         super().load_state_dict(copy.deepcopy(state_dict))
         self._bind()
 
@@ -301,6 +321,11 @@ class LocoProp(Optimizer):
         return infos
 
     @property
+    def loss(self) -> Loss:
+        """The loss of the local problems."""
+        return self._loss
+
+    @property
     def solver(self) -> Solver:
         """The solver of the local problems."""
         return self._solver
@@ -324,6 +349,8 @@ class LocoProp(Optimizer):
         return [self._plan.names[p] for g in self.param_groups if g.get("fallback") for p in g["params"]]
 
     def _resolve_transfers(self, given: Mapping[str, str | Transfer]) -> dict[str, Transfer]:
+        if not isinstance(given, Mapping):
+            raise TypeError(f"transfers must be a dict from layer names to transfer functions, got {given!r}")
         known = list(self._plan.layers)
         for name in given:
             if name not in known:

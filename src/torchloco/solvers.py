@@ -55,6 +55,11 @@ def refuse_closure(optimizer: Any) -> None:
 class Solver(ABC):
     """Solves local problems."""
 
+    @property
+    def name(self) -> str:
+        """What a saved state belongs to."""
+        return type(self).__name__
+
     def attach(self, params: list[Parameter], lr: float) -> Optimizer | None:
         """Called once per layer: the optimizer whose state goes with this layer's parameters, if there is one."""
         return None
@@ -164,6 +169,11 @@ class FirstOrderSteps(Solver):
         self.optimizer = optimizer
         self.options = options
         self.schedule: Schedule = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+
+    @property
+    def name(self) -> str:
+        """Names the inner optimizer too, since the saved state is its own."""
+        return f"FirstOrderSteps of {getattr(self.optimizer, '__name__', 'a factory')}"
 
     def attach(self, params: list[Parameter], lr: float) -> Optimizer:
         """An inner optimizer with one group per parameter, since weight and bias may differ in lr."""

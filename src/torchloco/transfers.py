@@ -29,7 +29,7 @@ class Transfer:
         integral: F with ∇F = f, elementwise (for softmax one value per row, shape (N, 1)). Only needed to report the
             value of a matching loss; None if unknown.
         conjugate: F*, the convex conjugate, on post-activations; not finite outside the range of f. None if unknown.
-        derivative: f′, elementwise. Needed by losses on post-activations and by Newton steps; None if unknown.
+        derivative: f′, elementwise. Needed by losses on post-activations; None if unknown.
         in_place: f written over its argument, where torch has such a form. Saves memory traffic, changes nothing else.
         monotone: Whether f is non-decreasing, so that its matching loss is convex.
         elementwise: False for transfers that mix the units of a row, such as softmax.
