@@ -133,6 +133,30 @@ class Plan:
                 split.fallback.append(p)
         return split
 
+    def check_new(self, split: Split, groups: list[dict[str, Any]], defaults: Mapping[str, Any]) -> None:
+        """Refuse a split that does not go with the groups there are.
+
+        Raises:
+            ValueError: A parameter is in one of them; a layer's weight and bias would be different problems.
+        """
+        taken = {p: group for group in groups for p in group["params"]}
+        for p in [*split.params, *split.fallback]:
+            if p in taken:
+                raise ValueError(f"parameter {self.names[p]!r} is in another param group already")
+        new = {**defaults, **split.options}
+        groups_of: dict[str, dict[str, Any]] = {}
+        for p, group in [*taken.items(), *((p, new) for p in split.params)]:
+            if group.get("fallback"):
+                continue
+            name = self.layer_of(p)
+            other = groups_of.setdefault(name, group)
+            for option in ("activation_lr", "local_steps"):
+                if group[option] != other[option]:
+                    raise ValueError(
+                        f"layer {name!r}: weight and bias are one problem, but their param groups say {option} "
+                        f"{other[option]:g} and {group[option]:g}; give both groups the same (lr may differ)"
+                    )
+
     def adopt(self, split: Split) -> None:
         """Remember the parameters of a group that was added."""
         self._planned.update(split.params)

@@ -59,10 +59,10 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
     missing = [layer.name for layer in ready if not layer.recorder.captures]
     if missing:
         raise RuntimeError(
-            f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before the "
-            "forward pass, the layers called as modules, and neither zero_grad() nor step() called between backward() "
-            "and step(). A layer that cannot be captured can be given to the fallback optimizer by a param group with "
-            "'fallback': True"
+            f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "
+            "the forward pass, the layers called as modules, and neither zero_grad() nor step() called between "
+            "backward() and step(). A layer that cannot be captured can be given to the fallback optimizer by a param "
+            "group with 'fallback': True"
         )
     return ready
 

@@ -144,12 +144,13 @@ class LocoProp(Optimizer):
         """
         loss = self._evaluate(closure)
         try:
-            layers = self._ready_layers()
+            group_of = {p: group for group in self.param_groups for p in group["params"]}
+            layers = self._ready_layers(group_of)
             with restored_on_error([p for layer in layers for p in layer.params]) as old:
                 for layer in layers:
                     problem = self._problem(layer, old)
-                    lrs = [self._group_of[p]["lr"] for p in layer.params]
-                    steps = self._group_of[layer.weight]["local_steps"]
+                    lrs = [group_of[p]["lr"] for p in layer.params]
+                    steps = group_of[layer.weight]["local_steps"]
                     self._solver.solve(problem, layer.params, layer.inner, lrs, steps)
                     layer.rows = None
                 self._refuse_divergence(layers)
@@ -167,20 +168,19 @@ class LocoProp(Optimizer):
         with torch.enable_grad():
             return closure()
 
-    def _ready_layers(self) -> list[AttachedLayer]:
+    def _ready_layers(self, group_of: Mapping[Parameter, dict[str, Any]]) -> list[AttachedLayer]:
         """The layers with a gradient and its rows, after every check."""
         self._discovery.conclude()
         for group in self.param_groups:
             if not group.get("fallback"):
                 groups.check_running(group)
-        self._group_of = {p: group for group in self.param_groups for p in group["params"]}
-        refuse_non_finite({self._plan.names[p]: p.grad for p in self._group_of if p.grad is not None})
+        refuse_non_finite({self._plan.names[p]: p.grad for p in group_of if p.grad is not None})
         layers = layers_to_solve(list(self._layers.values()))
         factors = []
         for layer in layers:
             self._follow_bias(layer)
             transfer = self._discovery.decisions[layer.name].transfer
-            factors.append(layer.collect(transfer, float(self._group_of[layer.weight]["activation_lr"])))
+            factors.append(layer.collect(transfer, float(group_of[layer.weight]["activation_lr"])))
         self._discovery.warn_if_output_unused()
         # Scalers and norm clipping have one factor for all layers: where one cannot be told, another's is taken.
         usual = next((factor for factor in factors if factor is not None), 1.0)
@@ -243,7 +243,7 @@ class LocoProp(Optimizer):
             RuntimeError: Another LocoProp is attached to a layer.
         """
         split = self._plan.split(param_group)
-        self._check_new(split)
+        self._plan.check_new(split, self.param_groups, self.defaults)
         for name, module in split.layers:
             capture.check_free(name, module)
         self._plan.adopt(split)
@@ -374,25 +374,6 @@ class LocoProp(Optimizer):
             for p in params:
                 inner.state[p] = self.state[p].setdefault("solver", {})
         return inner
-
-    def _check_new(self, split: groups.Split) -> None:
-        taken = {p: group for group in self.param_groups for p in group["params"]}
-        for p in [*split.params, *split.fallback]:
-            if p in taken:
-                raise ValueError(f"parameter {self._plan.names[p]!r} is in another param group already")
-        new = {**self.defaults, **split.options}
-        groups_of: dict[str, dict[str, Any]] = {}
-        for p, group in [*taken.items(), *((p, new) for p in split.params)]:
-            if group.get("fallback"):
-                continue
-            name = self._plan.layer_of(p)
-            other = groups_of.setdefault(name, group)
-            for option in ("activation_lr", "local_steps"):
-                if group[option] != other[option]:
-                    raise ValueError(
-                        f"layer {name!r}: weight and bias are one problem, but their param groups say {option} "
-                        f"{other[option]:g} and {group[option]:g}; give both groups the same (lr may differ)"
-                    )
 
     def _holds(self, p: Parameter) -> bool:
         return any(p is q for group in self.param_groups if not group.get("fallback") for q in group["params"])
