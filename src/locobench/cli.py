@@ -127,7 +127,7 @@ def compare(
         all_settings = [
             Settings(
                 method=method.name,
-                lr=lrs.get(method.name, method.lr),
+                lr=lrs.get(method.name, method.rate(data)),
                 data=data,
                 model=model,
                 activation=activation,

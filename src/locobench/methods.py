@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -20,7 +20,8 @@ class Method:
         name: What `--methods` calls it.
         label: What tables and plots call it.
         build: Makes it, from a model and a base learning rate.
-        lr: Base learning rate unless `--lr` gives another.
+        lr: Base learning rate where none was searched for.
+        searched: Base learning rates by data set, the best of an equal search (results/curves-search).
         cost: Rough price of a step in steps of Adam; it only steers the estimate of the time left.
         note: Its other settings, in words.
     """
@@ -30,7 +31,12 @@ class Method:
     build: Callable[[nn.Module, float], Optimizer]
     lr: float
     note: str
+    searched: dict[str, float] = field(default_factory=dict)
     cost: float = 1.0
+
+    def rate(self, data: str) -> float:
+        """The base learning rate on that data set, unless `--lr` gives another."""
+        return self.searched.get(data, self.lr)
 
 
 _TABLE = [
@@ -39,6 +45,7 @@ _TABLE = [
         "LocoProp-M",
         lambda model, lr: LocoProp(model, lr, loss="matching", output="sigmoid"),
         lr=3e-5,
+        searched={"curves": 1e-4},
         cost=7.5,
         note="matching loss, activation lr 10, 10 local steps of RMSProp",
     ),
@@ -46,7 +53,8 @@ _TABLE = [
         "locoprop-s",
         "LocoProp-S",
         lambda model, lr: LocoProp(model, lr, loss="squared", output="sigmoid"),
-        lr=3e-5,
+        lr=1e-4,
+        searched={"curves": 3e-4},
         cost=7.5,
         note="squared loss, activation lr 10, 10 local steps of RMSProp",
     ),
@@ -55,6 +63,7 @@ _TABLE = [
         "SGD",
         lambda model, lr: torch.optim.SGD(model.parameters(), lr),
         lr=1e-2,
+        searched={"curves": 3e-2},
         note="no momentum",
     ),
     Method(
@@ -62,6 +71,7 @@ _TABLE = [
         "Momentum",
         lambda model, lr: torch.optim.SGD(model.parameters(), lr, momentum=0.9),
         lr=3e-3,
+        searched={"curves": 3e-3},
         note="momentum 0.9",
     ),
     Method(
@@ -69,6 +79,7 @@ _TABLE = [
         "Nesterov",
         lambda model, lr: torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True),
         lr=3e-3,
+        searched={"curves": 3e-3},
         note="momentum 0.9",
     ),
     Method(
@@ -76,6 +87,7 @@ _TABLE = [
         "AdaGrad",
         lambda model, lr: torch.optim.Adagrad(model.parameters(), lr),
         lr=1e-2,
+        searched={"curves": 3e-3},
         note="accumulator starts at 0",
     ),
     Method(
@@ -83,6 +95,7 @@ _TABLE = [
         "RMSProp",
         lambda model, lr: torch.optim.RMSprop(model.parameters(), lr, alpha=0.9),
         lr=3e-4,
+        searched={"curves": 1e-3},
         note="torch's; decay 0.9, no momentum",
     ),
     Method(
@@ -90,6 +103,7 @@ _TABLE = [
         "RMSProp (TF)",
         lambda model, lr: RMSProp(model.parameters(), lr, decay=0.9, momentum=0.9, epsilon=1e-5),
         lr=3e-4,
+        searched={"curves": 1e-3},
         note="TensorFlow's arithmetic; decay 0.9, momentum 0.9, epsilon 1e-5",
     ),
     Method(
@@ -97,6 +111,7 @@ _TABLE = [
         "Adam",
         lambda model, lr: torch.optim.Adam(model.parameters(), lr),
         lr=1e-3,
+        searched={"curves": 1e-2},
         note="betas 0.9 and 0.999",
     ),
 ]

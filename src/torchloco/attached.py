@@ -45,7 +45,7 @@ class AttachedLayer:
 
     def release(self) -> None:
         """Let go of the captured calls and the rows made of them."""
-        self.recorder.captures.clear()
+        self.recorder.clear()
         self.rows = None
 
     def collect(self, transfer: Transfer, activation_lr: float) -> float | None:
@@ -61,23 +61,46 @@ class AttachedLayer:
         Raises:
             RuntimeError: The input was overwritten or is on another device, or `.grad` belongs to another pass.
         """
-        calls = [self._matrices(call) for call in self.recorder.captures]
-        x, a, g = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*calls, strict=True))
+        captures = self.recorder.collected()
+        parts = [self._matrices(capture) for capture in captures]
+        x, a, g = (tensors[0] if len(tensors) == 1 else torch.cat(tensors) for tensors in zip(*parts, strict=True))
         assert self.weight.grad is not None
-        rounded = any(t.dtype != self.weight.dtype for call in self.recorder.captures for t in (call.x, call.a, call.g))
         factor, remainder, tolerance = gradient_factor(self.weight.grad, x, g)
-        if remainder > max(tolerance, 0.05 if rounded else 0.003):
+        exact = self.weight.dtype in (torch.float32, torch.float64) and all(
+            t.dtype == self.weight.dtype for c in captures for t in (c.call.x, c.call.a, c.g)
+        )
+        tolerance = max(tolerance, 0.003 if exact else 0.05)
+        if remainder <= tolerance and self.learn_bias:
+            remainder = self._bias_remainder(g, 1.0 if factor is None else factor)
+        if remainder > tolerance:
             raise RuntimeError(
                 f"layer {self.name!r}: its gradient does not belong to the captured rows (relative difference "
                 f"{remainder:.2g}). Supported: gradients of the passes since the last step() or zero_grad() of this "
-                "optimizer, scaled or clipped by norm. Call optimizer.zero_grad() before each backward pass, and do "
-                "not clip by value or edit .grad otherwise"
+                "optimizer, all scaled or clipped by norm together. Call optimizer.zero_grad() before each backward "
+                "pass; do not clip by value or edit .grad; give weight penalties as regularizer=WeightDecay(...), not in "
+                "the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its group)"
             )
         self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr)
         return factor
 
-    def _matrices(self, call: Capture) -> tuple[Tensor, Tensor, Tensor]:
+    def _bias_remainder(self, g: Tensor, factor: float) -> float:
+        """How far the bias's `.grad` is off factor · Σ_rows G, relative to what rounding cannot touch."""
+        assert self.bias is not None
+        assert self.bias.grad is not None
+        wide = torch.promote_types(g.dtype, torch.float32)
+        expected = g.to(wide).sum(0).mul_(factor)
+        difference = (self.bias.grad.to(wide) - expected).norm()
+        scale = torch.maximum(expected.norm(), 0.01 * abs(factor) * g.to(wide).norm())
+        return 0.0 if not float(difference) else float(difference / scale)
+
+    def _matrices(self, capture: Capture) -> tuple[Tensor, Tensor, Tensor]:
         """X, A and G of one call."""
+        call = capture.call
+        if call.weights != self.recorder.weights_now() or self.recorder.module._parameters["weight"] is not self.weight:
+            raise RuntimeError(
+                f"the weight or bias of layer {self.name!r} was changed or replaced between forward pass and step(); "
+                "step right after the backward pass, and build LocoProp after replacing parameters"
+            )
         if call.input_changed:
             raise RuntimeError(
                 f"the input of layer {self.name!r} was overwritten between its forward pass and step(); "
@@ -93,4 +116,4 @@ class AttachedLayer:
         # An in-place activation has overwritten the pre-activations; lower precision has rounded them.
         stale = call.output_changed or call.a.dtype != dtype
         a = linear(x, self.weight, self.bias) if stale else as_rows(call.a)
-        return x, a, as_rows(call.g).to(dtype)
+        return x, a, as_rows(capture.g).to(dtype)

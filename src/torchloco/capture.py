@@ -14,19 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Observer = Callable[["Recorder", Tensor, Tensor], None]
 """Told of each recorded forward call: (recorder, input, output)."""
 
 
 @dataclass(frozen=True)
-class Capture:
-    """One call of a layer: its input, its output, and the gradient at the output, with any leading dimensions."""
+class Call:
+    """One forward call of a layer: its input and output, with any leading dimensions, and its weights' state then."""
 
     x: Tensor
     a: Tensor
-    g: Tensor
     versions: tuple[int, int]
+    weights: tuple[int, ...]
 
     @property
     def input_changed(self) -> bool:
@@ -39,8 +40,20 @@ class Capture:
         return self.a._version != self.versions[1]
 
 
+@dataclass
+class Capture:
+    """A call and the gradient at its output; several backward passes through the same call add up."""
+
+    call: Call
+    g: Tensor
+    task: int  # the backward pass that brought it
+
+
 class Recorder:
     """The captures of one layer since the last step.
+
+    A capture is pending until the backward pass has accumulated the weight's gradient as well. So passes that only ask
+    for other gradients, by `torch.autograd.grad`, leave nothing behind.
 
     Args:
         name: The layer's name.
@@ -51,31 +64,87 @@ class Recorder:
         RuntimeError: Another live recorder is attached to the layer.
     """
 
-    def __init__(self, name: str, module: nn.Module, observer: weakref.WeakMethod[Observer]) -> None:
+    def __init__(self, name: str, module: nn.Linear, observer: weakref.WeakMethod[Observer]) -> None:
         check_free(name, module)
+        drop_inert_hooks(module)
         self.name = name
         self.module = module
         self.captures: list[Capture] = []
+        self._pending: list[Capture] = []
         self._observer = observer
-        self.handle = module.register_forward_hook(_ForwardHook(self), with_kwargs=True)
+        self._handles: list[RemovableHandle] = [module.register_forward_hook(_ForwardHook(self), with_kwargs=True)]
 
     def record(self, x: Tensor, output: Tensor) -> Tensor:
         """Watch one call. Returns the output to use from here on."""
+        if len(self._handles) == 1:  # not before: a frozen weight takes no hook
+            hook = _AccumulateHook(self)
+            self._handles.append(self.module.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         output = _own_node(output)
         observe = self._observer()
         if observe is not None:
             observe(self, x, output)
-        x, a = x.detach(), output.detach()
-        versions = (x._version, a._version)
+        call = Call(x.detach(), output.detach(), (x._version, output._version), self.weights_now())
         owner = weakref.ref(self)
 
-        def commit(g: Tensor) -> None:
+        def arrive(g: Tensor) -> None:
             recorder = owner()
             if recorder is not None:
-                recorder.captures.append(Capture(x, a, g.detach(), versions))
+                recorder.arrive(call, g)
 
-        output.register_hook(commit)  # type: ignore[no-untyped-call]
+        output.register_hook(arrive)  # type: ignore[no-untyped-call]
         return output
+
+    def arrive(self, call: Call, g: Tensor) -> None:
+        """A backward pass brought the gradient at a call's output."""
+        task = torch._C._current_graph_task_id()
+        self._pending = [capture for capture in self._pending if capture.task == task]
+        self._pending.append(Capture(call, g.detach() if g.requires_grad else g, task))
+
+    def accumulated(self) -> None:
+        """A backward pass accumulated the weight's gradient: what it brought before is part of that."""
+        task = torch._C._current_graph_task_id()
+        for capture in self._pending:
+            if capture.task != task:
+                continue
+            same = next((c for c in self.captures if c.call is capture.call), None)
+            if same is None:
+                self.captures.append(capture)
+            else:
+                same.g = same.g + capture.g
+        self._pending = []
+
+    def collected(self) -> list[Capture]:
+        """The captures; the pending ones of the last backward pass if its gradients were assigned by hand."""
+        return self.captures or self._pending
+
+    def clear(self) -> None:
+        """Let go of all captures."""
+        self.captures, self._pending = [], []
+
+    def weights_now(self) -> tuple[int, ...]:
+        """What changes when the weight or the bias is replaced or written to."""
+        parameters = [p for p in (self.module._parameters["weight"], self.module._parameters["bias"]) if p is not None]
+        return tuple(value for p in parameters for value in (id(p), p._version))
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+class _AccumulateHook:
+    """Tells its recorder, held weakly, that the weight's gradient was accumulated."""
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.recorder = (lambda: None) if recorder is None else weakref.ref(recorder)
+
+    def __call__(self, weight: Tensor) -> None:
+        recorder = self.recorder()
+        if recorder is not None:
+            recorder.accumulated()
+
+    def __reduce__(self) -> tuple[type[_AccumulateHook], tuple[()]]:
+        return (_AccumulateHook, ())
 
 
 class _ForwardHook:
@@ -111,18 +180,29 @@ def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | Non
     Returns:
         s or None, the remainder, and how large rounding may make that.
     """
+    # Products of low-precision numbers are taken in float32, whose rounding is what the checks below know.
+    wide = torch.promote_types(x.dtype, torch.float32)
     columns = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
-    v = torch.cos(0.7 * columns * columns + 0.3).to(x.dtype)
+    v = torch.cos(0.7 * columns * columns + 0.3).to(wide)
+    x, g = x.to(wide), g.to(wide)
     xv = x @ v
-    seen, expected = (gradient @ v).double(), (g.t() @ xv).double()
+    seen, expected = (gradient.to(wide) @ v).double(), (g.t() @ xv).double()
     products = [seen @ expected, expected @ expected, seen @ seen, g.norm().double() * xv.norm().double()]
     cross, expected2, seen2, largest = torch.stack(products).tolist()
-    eps = torch.finfo(x.dtype).eps
+    eps = torch.finfo(wide).eps
     if expected2**0.5 <= 1e3 * eps * largest:
         return None, 0.0, 0.0
     factor = cross / expected2
     remainder = max(0.0, 1 - cross**2 / (expected2 * seen2)) ** 0.5 if seen2 else 0.0
     return (1.0 if abs(factor - 1) < 64 * eps else factor), remainder, 30 * eps * largest / expected2**0.5
+
+
+def drop_inert_hooks(module: nn.Module) -> None:
+    """Remove hooks whose optimizer is gone, such as those that a copied module brought along."""
+    for key, hook in list(module._forward_hooks.items()):
+        if isinstance(hook, _ForwardHook) and hook.recorder() is None:
+            del module._forward_hooks[key]
+            module._forward_hooks_with_kwargs.pop(key, None)
 
 
 def check_free(name: str, module: nn.Module) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from torchloco import transfers as tf
@@ -49,7 +51,9 @@ _BY_NODE: dict[str, Callable[[Any], Transfer]] = {
         }.items()
     },
     "LeakyReluBackward": lambda node: tf.leaky_relu(node._saved_negative_slope),
-    "EluBackward": lambda node: get_transfer("selu") if node._saved_scale != 1 else tf.elu(node._saved_alpha),
+    "EluBackward": lambda node: (
+        get_transfer("selu") if abs(node._saved_scale - 1.0507) < 1e-4 else tf.elu(node._saved_alpha, node._saved_scale)
+    ),
     "CeluBackward": lambda node: tf.celu(node._saved_alpha),
     "HardtanhBackward": lambda node: (
         get_transfer("relu6")
@@ -102,7 +106,8 @@ class Discovery:
         self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
         self._outputs: dict[Node, tuple[str, int]] = {}  # layers' names and widths
         self._consumers: dict[Node, list[Node]] = {}
-        self._claims: dict[Node, Transfer] = {}
+        self._claims: dict[Node, tuple[Transfer, set[Node]]] = {}  # and the nodes inside the claiming module
+        self._provisional: dict[str, Decision] = {}
         self._axes: dict[Node, tuple[int, tuple[int, ...]]] = {}  # of softmax nodes: axis, shape
         self._entered: set[Node] = set()
         self._ends: set[Node] = set()
@@ -113,7 +118,7 @@ class Discovery:
                 self.handles.append(module.register_forward_hook(_EndHook(self, whole=module is model)))
             transfer = transfer_of_module(module)
             if transfer is not None:
-                self.handles.append(module.register_forward_pre_hook(_ClaimHook(self, transfer)))
+                self.handles.append(module.register_forward_hook(_ClaimHook(self, transfer)))
 
     def enter(self, x: Tensor) -> None:
         """A layer is called with input `x`: walk what led to it."""
@@ -134,30 +139,64 @@ class Discovery:
             self.conclude()
 
     def follow(self, name: str, output: Tensor) -> None:
-        """Follow a layer's output from here on, if its transfer is not known."""
-        if output.grad_fn is not None and name not in self.decisions:
+        """Follow a layer's output from here on, if its transfer is not known.
+
+        Calls during a backward pass repeat a checkpointed part and do not show what comes after it.
+        """
+        in_backward = torch._C._current_graph_task_id() != -1
+        if output.grad_fn is not None and name not in self.decisions and not in_backward:
             self._outputs[output.grad_fn] = (name, output.shape[-1])
 
-    def claim(self, transfer: Transfer, x: Tensor) -> None:
-        """A module of a registered transfer is called with `x`."""
-        if self._outputs and x.grad_fn is not None:
-            self._walk(x.grad_fn)
-            self._claims[x.grad_fn] = transfer
+    def claim(self, transfer: Transfer, x: Tensor, output: Any) -> None:
+        """A module of a registered transfer was called with `x` and returned `output`."""
+        if not self._outputs or x.grad_fn is None:
+            return
+        inside: set[Node] = set()
+        for tensor in _tensors(output):
+            stack = [tensor.grad_fn]
+            while stack:
+                node = stack.pop()
+                if node is not None and node is not x.grad_fn and node not in inside:
+                    inside.add(node)
+                    stack += [parent for parent, _ in node.next_functions]
+        other = self._claims.get(x.grad_fn)
+        if other is not None and other[0] is transfer:
+            inside |= other[1]
+        elif other is not None:  # two transfers of one tensor: neither's
+            inside = set()
+        self._claims[x.grad_fn] = (transfer, inside)
 
     def conclude(self) -> None:
-        """Decide for the layers that were followed, and let go of the graph."""
+        """Decide for the layers that met something, and let go of the graph.
+
+        A layer that met nothing may have been called on its own, or its output returned in this pass alone; that is
+        final only once a step is taken after it (`settle`).
+        """
         decisions: dict[str, Decision] = {}
         for node, (name, width) in self._outputs.items():
-            decision = self._decide(node, width)
+            decision, met = self._decide(node, width)
+            if not met:
+                self._provisional[name] = decision
+                continue
             other = decisions.setdefault(name, decision)
             if other.transfer.name != decision.transfer.name:  # one layer called in two places
-                sources = f"{other.source}; {decision.source}"
-                decisions[name] = Decision(get_transfer("identity"), sources)
+                decisions[name] = Decision(get_transfer("identity"), f"{other.source}; {decision.source}")
         for memory in (self._outputs, self._consumers, self._claims, self._axes):
             memory.clear()
         for nodes in (self._entered, self._ends, self._walked):
             nodes.clear()
         self.decisions = {**decisions, **self.decisions}
+
+    def settle(self, name: str) -> Transfer:
+        """The final transfer of a layer that a step is taken for."""
+        if name not in self.decisions:
+            unseen = Decision(get_transfer("identity"), "what follows was not seen; name it by transfers=")
+            self.decisions[name] = self._provisional.get(name, unseen)
+        return self.decisions[name].transfer
+
+    def known(self, name: str) -> Decision | None:
+        """What is known of a layer so far."""
+        return self.decisions.get(name, self._provisional.get(name))
 
     def warn_if_output_unused(self) -> None:
         """Warn, once, if a transfer was given for the output and no layer's pre-activations are the output."""
@@ -191,36 +230,42 @@ class Discovery:
                     self._consumers.setdefault(parent, []).append(node)
                     stack.append(parent)
 
-    def _decide(self, node: Node, width: int) -> Decision:
+    def _decide(self, node: Node, width: int) -> tuple[Decision, bool]:
+        """The decision for a layer, and whether its output met anything."""
         fate = self._fate(node)
         identity = get_transfer("identity")
-        if fate.claims and not (fate.consumers or fate.into_layer or fate.at_end):
-            return Decision(fate.claims[0], "met its module")
-        if not fate.consumers:
+        if not (fate.consumers or fate.claims):
             if fate.into_layer:
-                return Decision(identity, "met a layer")
+                return Decision(identity, "met a layer"), True
             if self.output is not None:
-                return Decision(self.output, "output=")
+                return Decision(self.output, "output="), False
             where = "the model's output" if fate.at_end else "met nothing inside a module"
-            return Decision(identity, f"{where}; output= names its loss's transfer")
+            return Decision(identity, f"{where}; output= names its loss's transfer"), False
         kinds = sorted({_kind(n) for n in fate.consumers})
-        labels = [kind.removesuffix("Backward") for kind in kinds]
+        labels = sorted({transfer.name for transfer in fate.claims})
+        labels += [kind.removesuffix("Backward") for kind in kinds]
         if fate.into_layer:
             labels.append("a layer")
         # A model may return its logits beside the loss that it computes of them; else part of the units go elsewhere.
-        if fate.at_end and not set(kinds) <= _LOSSES:
+        if fate.at_end and not (kinds and set(kinds) <= _LOSSES):
             labels.append("the model's output")
         label = "met " + ", ".join(labels)
         if _is_softsign(fate.consumers) and len(labels) == 2:
-            return Decision(get_transfer("softsign"), "met Softsign")
-        if len(labels) > 1 or kinds[0] not in _BY_NODE:
-            return Decision(identity, label)
+            return Decision(get_transfer("softsign"), "met Softsign"), True
+        if len(labels) > 1:
+            return Decision(identity, label), True
+        if fate.claims:
+            return Decision(fate.claims[0], label + "'s module"), True
+        if kinds[0] not in _BY_NODE:
+            return Decision(identity, label), True
         if kinds[0] in _SOFTMAX and not self._is_over_units(fate, width):
-            return Decision(identity, label + " over another axis than the units")
+            return Decision(identity, label + " over another axis than the units"), True
+        if kinds[0] == "LogSoftmaxBackward" and not self._ends_in_loss(fate.consumers):
+            return Decision(identity, label + " that no loss follows"), True
         transfer = _BY_NODE[kinds[0]](fate.consumers[0])
         if transfer.name == "relu" and self._is_squared(fate.consumers):
-            return Decision(get_transfer("relu_squared"), label + ", squared")
-        return Decision(transfer, label)
+            return Decision(get_transfer("relu_squared"), label + ", squared"), True
+        return Decision(transfer, label), True
 
     def _fate(self, node: Node) -> _Fate:
         fate = _Fate()
@@ -229,10 +274,13 @@ class Discovery:
             current = stack.pop()
             fate.into_layer |= current in self._entered
             fate.at_end |= current in self._ends
+            inside: set[Node] = set()
             if current in self._claims:  # what the module does inside is its own affair
-                fate.claims.append(self._claims[current])
-                continue
+                transfer, inside = self._claims[current]
+                fate.claims.append(transfer)
             for consumer in self._consumers.get(current, ()):
+                if consumer in inside:
+                    continue
                 kind = _kind(consumer)
                 fate.axes_moved |= kind in _AXES_MOVED
                 (stack if kind in _SHAPE_ONLY else fate.consumers).append(consumer)
@@ -246,9 +294,19 @@ class Discovery:
         )
 
     def _is_squared(self, relus: list[Node]) -> bool:
-        after = [consumer for relu in relus for consumer in self._fate(relu).consumers]
-        return bool(after) and all(
-            _kind(n) == "PowBackward" and getattr(n, "_saved_exponent", None) == 2 for n in after
+        fates = [self._fate(relu) for relu in relus]
+        return all(
+            fate.consumers
+            and not (fate.into_layer or fate.at_end or fate.claims)
+            and all(_kind(n) == "PowBackward" and getattr(n, "_saved_exponent", None) == 2 for n in fate.consumers)
+            for fate in fates
+        )
+
+    def _ends_in_loss(self, softmaxes: list[Node]) -> bool:
+        """Whether log-softmax is the model's output or goes into a negative log-likelihood."""
+        fates = [self._fate(n) for n in softmaxes]
+        return not any(fate.into_layer or fate.claims for fate in fates) and all(
+            _kind(n).startswith("NllLoss") for fate in fates for n in fate.consumers
         )
 
 
@@ -275,18 +333,19 @@ class _ClaimHook:
         self.discovery = (lambda: None) if discovery is None else weakref.ref(discovery)
         self.transfer = transfer
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         discovery = self.discovery()
         if discovery is not None and self.transfer is not None and args and isinstance(args[0], Tensor):
-            discovery.claim(self.transfer, args[0])
+            discovery.claim(self.transfer, args[0], output)
 
     def __reduce__(self) -> tuple[type[_ClaimHook], tuple[()]]:
         return (_ClaimHook, ())
 
 
 def _kind(node: Node) -> str:
-    """A node's name without the overload's number: AddmmBackward0 → AddmmBackward."""
-    return node.name().rstrip("0123456789")
+    """A node's name without the overload's number: AddmmBackward0 → AddmmBackward. Users' own functions differ."""
+    own = isinstance(node, BackwardCFunction)
+    return ("custom " if own else "") + node.name().rstrip("0123456789")
 
 
 def _is_softsign(met: list[Node]) -> bool:
@@ -294,8 +353,11 @@ def _is_softsign(met: list[Node]) -> bool:
     kinds = {_kind(n): n for n in met}
     if set(kinds) != {"AbsBackward", "DivBackward"} or len(met) != 2:
         return False
-    denominator = kinds["DivBackward"].next_functions[1][0]
-    return denominator is not None and any(parent is kinds["AbsBackward"] for parent, _ in denominator.next_functions)
+    try:
+        x, denominator = kinds["AbsBackward"]._saved_self, kinds["DivBackward"]._saved_other  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):  # freed by the backward pass
+        return False
+    return denominator.shape == x.shape and torch.allclose(denominator, 1 + x.abs())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -309,4 +371,4 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for entry in fields(value):
-            yield from _tensors(getattr(value, entry.name))
+            yield from _tensors(getattr(value, entry.name, None))

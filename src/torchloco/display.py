@@ -64,7 +64,7 @@ def describe(optimizer: LocoProp) -> str:
         lines.append(f"  regularizer: {optimizer.regularizer!r}")
     for i, group in enumerate(optimizer.param_groups):
         if not group.get("fallback"):
-            options = ", ".join(f"{key}={group[key]:g}" for key in ("lr", "activation_lr", "local_steps"))
+            options = ", ".join(f"{key}={float(group[key]):g}" for key in ("lr", "activation_lr", "local_steps"))
             lines.append(f"  group {i}: {options}; {len(group['params'])} parameters")
     names = optimizer.fallback_parameters
     if names:

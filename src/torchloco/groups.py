@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.parameter import UninitializedParameter
 
@@ -171,6 +171,8 @@ class Plan:
     def _as_groups(self, params: Iterable[Any] | None) -> list[dict[str, Any]]:
         if params is None:
             return [{"params": [p for p in self.names if p.requires_grad]}]
+        if isinstance(params, Mapping):
+            raise TypeError("params must be a list of groups; put the one group into a list: params=[{...}]")
         entries = list(params)
         if not entries:
             raise ValueError("params is empty; leave it out to train all parameters that require a gradient")
@@ -204,7 +206,7 @@ class Plan:
             and isinstance(entry[1], Parameter)
         ):
             yield from self._each(entry[1])  # named_parameters()
-        elif isinstance(entry, Iterable) and not isinstance(entry, Mapping):
+        elif isinstance(entry, Iterable) and not isinstance(entry, Mapping | Tensor):
             for item in entry:
                 yield from self._each(item)
         else:

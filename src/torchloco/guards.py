@@ -43,6 +43,12 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
     Raises:
         RuntimeError: One has no captured rows, or only its bias has a gradient.
     """
+    replaced = [layer.name for layer in layers if layer.recorder.module._parameters["weight"] is not layer.weight]
+    if replaced:
+        raise RuntimeError(
+            f"the weight of {', '.join(replaced)} was replaced after LocoProp was built (by an assignment, a "
+            "parametrization or load_state_dict(assign=True)); build LocoProp afterwards"
+        )
     halves = [
         layer.name
         for layer in layers
@@ -55,8 +61,8 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
         )
     ready = [layer for layer in layers if layer.weight.grad is not None]
     # zero_grad(set_to_none=False) leaves zeros at a layer that took no part in this pass.
-    ready = [layer for layer in ready if layer.recorder.captures or _is_nonzero(layer.weight.grad)]
-    missing = [layer.name for layer in ready if not layer.recorder.captures]
+    ready = [layer for layer in ready if layer.recorder.collected() or _is_nonzero(layer.weight.grad)]
+    missing = [layer.name for layer in ready if not layer.recorder.collected()]
     if missing:
         raise RuntimeError(
             f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "

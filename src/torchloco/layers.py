@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeGuard, cast
 
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ def is_supported(module: nn.Module) -> TypeGuard[nn.Linear]:
         isinstance(module, nn.Linear)
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and type(module).forward is nn.Linear.forward
-        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and isinstance(weight := module._parameters.get("weight"), nn.Parameter)
+        and weight.is_floating_point()
     )
 
 
@@ -37,4 +39,4 @@ def bias_of(module: nn.Linear) -> nn.Parameter | None:
 
 def as_rows(tensor: Tensor) -> Tensor:
     """(…, d) → (N, d), without a copy where the memory allows it."""
-    return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])

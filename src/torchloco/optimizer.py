@@ -179,7 +179,7 @@ class LocoProp(Optimizer):
         factors = []
         for layer in layers:
             self._follow_bias(layer)
-            transfer = self._discovery.decisions[layer.name].transfer
+            transfer = self._discovery.settle(layer.name)
             factors.append(layer.collect(transfer, float(group_of[layer.weight]["activation_lr"])))
         self._discovery.warn_if_output_unused()
         # Scalers and norm clipping have one factor for all layers: where one cannot be told, another's is taken.
@@ -291,7 +291,7 @@ class LocoProp(Optimizer):
 
     def _take_hooks_off(self) -> None:
         for layer in self._layers.values():
-            layer.recorder.handle.remove()
+            layer.recorder.remove()
         for handle in self._discovery.handles:
             handle.remove()
 
@@ -312,7 +312,7 @@ class LocoProp(Optimizer):
         """What was decided for each layer, in the model's order."""
         infos = []
         for layer in self._layers.values():
-            decision = self._discovery.decisions.get(layer.name)
+            decision = self._discovery.known(layer.name)
             transfer = decision.transfer if decision else None
             source = decision.source if decision else "not known before the first forward pass"
             loss, target = self._objective(transfer)
@@ -365,7 +365,7 @@ class LocoProp(Optimizer):
         learn_bias = bias is not None and self._holds(bias)
         inner = self._attach_inner([weight, bias] if learn_bias and bias is not None else [weight])
         recorder = capture.Recorder(name, module, weakref.WeakMethod(self._observe))
-        weakref.finalize(self, recorder.handle.remove)
+        weakref.finalize(self, recorder.remove)
         self._layers[name] = AttachedLayer(name, weight, bias, learn_bias, inner, recorder)
 
     def _attach_inner(self, params: list[Parameter]) -> Optimizer | None:

@@ -45,7 +45,7 @@ def test_compares_all_methods_and_shows_them_again(tmp_path: Path):
     rows = {}
     for name in METHODS:
         config, *rows[name] = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
-        assert (config["method"], config["lr"]) == (name, METHODS[name].lr)
+        assert (config["method"], config["lr"]) == (name, METHODS[name].rate("curves"))
         assert [row["epoch"] for row in rows[name]] == [1, 2]
     table = (out / "table.md").read_text()
     for name, method in METHODS.items():

@@ -55,7 +55,7 @@ ACTIVATIONS = {
     "hardsigmoid": [nn.Hardsigmoid(), F.hardsigmoid],
     "softsign": [nn.Softsign(), F.softsign],
     "logsigmoid": [nn.LogSigmoid(), F.logsigmoid],
-    "softmax": [nn.Softmax(-1), nn.Softmax(1), lambda a: F.softmax(a, -1), nn.LogSoftmax(-1), torch.nn.Softmax(dim=-1)],
+    "softmax": [nn.Softmax(-1), nn.Softmax(1), lambda a: F.softmax(a, -1), torch.nn.Softmax(dim=-1)],
     "relu_squared": [lambda a: F.relu(a) ** 2, lambda a: torch.relu(a).square(), lambda a: a.relu().pow(2)],
     "gelu": [nn.GELU(), F.gelu, nn.GELU("tanh")],
     "silu": [nn.SiLU(), F.silu],
