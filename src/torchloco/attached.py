@@ -77,8 +77,9 @@ class AttachedLayer:
                 f"layer {self.name!r}: its gradient does not belong to the captured rows (relative difference "
                 f"{remainder:.2g}). Supported: gradients of the passes since the last step() or zero_grad() of this "
                 "optimizer, all scaled or clipped by norm together. Call optimizer.zero_grad() before each backward "
-                "pass; do not clip by value or edit .grad; give weight penalties as regularizer=WeightDecay(...), not in "
-                "the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its group)"
+                "pass; do not clip by value or edit .grad; give weight penalties as regularizer=WeightDecay(...), not "
+                "in the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its "
+                "param group)"
             )
         self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr)
         return factor

@@ -73,7 +73,7 @@ def test_a_diverged_method_does_not_stop_the_others(tmp_path: Path):
     assert "SGD diverged in epoch 1" in result.stdout
     table = (tmp_path / "table.md").read_text()
     assert "| SGD | 1e+38 | – | – |" in table
-    assert "| Adam | 0.001 |" in table
+    assert "| Adam | 0.01 |" in table
 
 
 @pytest.mark.parametrize("command", [[], ["compare"], ["show"], ["speed"]])
