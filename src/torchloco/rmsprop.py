@@ -87,14 +87,14 @@ class RMSProp(Optimizer):
 
 def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr: float, group: dict[str, Any]) -> None:
     v.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
-    root = torch.add(v, group["epsilon"]).sqrt_()
+    inverse_root = torch.add(v, group["epsilon"]).rsqrt_()  # on CPUs twice as fast as a root and a division
     if m is None:
-        p.addcdiv_(g, root, value=-lr)
+        p.addcmul_(g, inverse_root, value=-lr)
     else:
-        p.sub_(m.mul_(group["momentum"]).addcdiv_(g, root, value=lr))
+        p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root, value=lr))
 
 
-_BLOCK = 1 << 18
+_BLOCK = 1 << 19
 
 
 def _blocks(tensors: list[Tensor]) -> Iterable[Sequence[Tensor]]:

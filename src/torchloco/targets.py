@@ -84,7 +84,8 @@ class MirrorTarget(Target):
 
     def __call__(self, rows: LayerRows) -> Tensor:
         """f(A) - γG."""
-        return rows.y.sub(rows.g, alpha=self.gradient_scale(rows))
+        y = rows.transfer.apply_(rows.a.clone())  # not the cached rows.y, so that it can be overwritten
+        return y.sub_(rows.g, alpha=self.gradient_scale(rows))
 
 
 def known_gradient_scale(rows: LayerRows, loss: Loss, target: TargetRule) -> float | None:
