@@ -19,7 +19,7 @@ from locobench import data
 from locobench.errors import BenchError
 from locobench.methods import METHODS, find
 from locobench.report import label
-from locobench.runfile import Row, RunFile, prepare_folder
+from locobench.runfile import Row, RunFile, locked, prepare_folder
 from locobench.runs import carry_out, open_run
 from locobench.settings import Settings, use_device
 
@@ -37,6 +37,12 @@ def compare(all_settings: list[Settings], folder: Path, console: Console) -> lis
     first = all_settings[0]
     use_device(first.device, first.threads)
     prepare_folder(folder)
+    with locked(folder):
+        return _carry_out_all(all_settings, folder, console)
+
+
+def _carry_out_all(all_settings: list[Settings], folder: Path, console: Console) -> list[RunFile]:
+    first = all_settings[0]
     for settings in all_settings:
         open_run(settings, folder)
     images = data.load(first.data)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,14 @@ def read(path: Path) -> RunFile:
         raise BenchError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_no_constant)
             expected = _EPOCH_KEYS if rows else _CONFIG_KEYS
             if not isinstance(row, dict) or expected - row.keys():
                 raise ValueError(f"expected an object with {', '.join(sorted(expected))}")
+            if rows:
+                _check_epoch(row, number - 1)
+            else:
+                _check_config(row)
         except ValueError as error:
             raise BenchError(
                 f"{path}, line {number} is damaged ({error}); delete the file to begin this run anew"
@@ -71,6 +76,52 @@ def read(path: Path) -> RunFile:
     if not rows:
         raise BenchError(f"{path} is empty; delete it to begin this run anew")
     return RunFile(path, rows[0], rows[1:])
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of a run file")
+
+
+def _check_config(row: Row) -> None:
+    for key in ("method", "data", "model"):
+        if not isinstance(row.get(key), str):
+            raise ValueError(f"{key} should be a string, is {row.get(key)!r}")
+    for key in ("epochs", "steps_per_epoch"):
+        if not isinstance(row.get(key, 1), int) or row.get(key, 1) < 1:
+            raise ValueError(f"{key} should be a whole number of at least 1, is {row[key]!r}")
+    for key in ("machine", "versions"):
+        if not isinstance(row.get(key, {}), dict):
+            raise ValueError(f"{key} should be an object, is {row[key]!r}")
+    if not isinstance(row.get("lr", 1.0), int | float):
+        raise ValueError(f"lr should be a number, is {row['lr']!r}")
+
+
+def _check_epoch(row: Row, epoch: int) -> None:
+    if row["epoch"] != epoch:
+        raise ValueError(f"epoch should be {epoch}, is {row['epoch']!r}")
+    for key in ("seconds", "train_loss", "test_loss"):
+        missing = key != "seconds" and row.get("diverged") and row[key] is None
+        if not missing and not isinstance(row[key], int | float):
+            raise ValueError(f"{key} should be a number, is {row[key]!r}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep the folder to this process, where the system has file locks; the lock ends with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BenchError(f"another process is writing to --out {folder}; wait for it, or choose another") from None
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def read_folder(folder: Path) -> list[RunFile]:

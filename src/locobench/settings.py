@@ -1,6 +1,5 @@
 """What decides the outcome of a run, and what is only worth knowing about it."""
 
-import math
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -56,8 +55,14 @@ class Settings:
         at_least(0, seed=self.seed)
         if self.train_size is not None:
             at_least(1, train_size=self.train_size)
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if not 0 < self.lr < float("inf"):
             raise BenchError(f"the learning rate of {self.method} must be a positive number, got {self.lr}")
+        if self.lr > 1e38:
+            raise BenchError(f"the learning rate of {self.method} must be at most 1e38, got {self.lr}")
+        if self.seed >= 1 << 31:
+            raise BenchError(f"--seed must be below 2147483648, got {self.seed}")
+        if self.threads > 4096:
+            raise BenchError(f"--threads must be at most 4096, got {self.threads}")
 
     def as_row(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -80,7 +85,7 @@ def use_device(name: str, threads: int) -> torch.device:
     torch.set_flush_denormal(True)
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # torch reports a device it was not built for with an AssertionError.
         reason = str(error).strip().splitlines()[0]

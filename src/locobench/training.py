@@ -17,7 +17,7 @@ from locobench.methods import Method, find
 from locobench.settings import Settings, use_device
 
 WARM_UP = 0.05  # share of the schedule
-_REFUSAL = re.compile("finite|diverge", re.IGNORECASE)  # how an optimizer words it
+_REFUSAL = re.compile("finite|diverge|overflow", re.IGNORECASE)  # how an optimizer words it
 
 
 class Diverged(Exception):

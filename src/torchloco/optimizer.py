@@ -145,8 +145,10 @@ class LocoProp(Optimizer):
         loss = self._evaluate(closure)
         try:
             group_of = {p: group for group in self.param_groups for p in group["params"]}
-            layers = self._ready_layers(group_of)
-            with restored_on_error([p for layer in layers for p in layer.params]) as old:
+            with self._full_precision():
+                layers = self._ready_layers(group_of)
+            params = [p for layer in layers for p in layer.params]
+            with self._full_precision(), restored_on_error(params) as old:
                 for layer in layers:
                     problem = self._problem(layer, old)
                     lrs = [group_of[p]["lr"] for p in layer.params]
@@ -159,6 +161,10 @@ class LocoProp(Optimizer):
         finally:
             self._release()  # also after an error, so that the next pass can be right again
         return loss
+
+    def _full_precision(self) -> torch.autocast:
+        """Local products keep the weights' precision, wherever step() is called."""
+        return torch.autocast(self.param_groups[0]["params"][0].device.type, enabled=False)
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if self._closed:
@@ -242,15 +248,18 @@ class LocoProp(Optimizer):
             TypeError, ValueError: As for the constructor; nothing has been changed then.
             RuntimeError: Another LocoProp is attached to a layer.
         """
+        if self._closed:
+            raise RuntimeError("this LocoProp was closed; build a new one to go on training")
         split = self._plan.split(param_group)
         self._plan.check_new(split, self.param_groups, self.defaults)
         for name, module in split.layers:
             capture.check_free(name, module)
-        self._plan.adopt(split)
+        # The fallback comes first, since a factory of the user's may raise; its group comes last.
+        last = self._fallback_groups({**split.fallback_options, "params": split.fallback}) if split.fallback else []
         if split.params:
             super().add_param_group({**split.options, "params": split.params})
-        if split.fallback:
-            self._add_fallback_group({**split.fallback_options, "params": split.fallback})
+        self.param_groups += last
+        self._plan.adopt(split)
         for name, module in split.layers:
             self._attach(name, module)
         for layer in self._layers.values():
@@ -267,7 +276,7 @@ class LocoProp(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, as `torch.optim.Optimizer.state_dict` gives it, with the name of the solver it belongs to."""
-        return {**super().state_dict(), "solver": self._solver.name}
+        return {**super().state_dict(), "solvers": self._solver_names()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; the given one is copied, so that it can be loaded again.
@@ -275,11 +284,21 @@ class LocoProp(Optimizer):
         Raises:
             ValueError: It belongs to another solver or does not fit the param groups; nothing has been changed then.
         """
-        solver = state_dict.get("solver", self._solver.name)
-        if solver != self._solver.name:
-            raise ValueError(f"the state was saved with the solver {solver}, this LocoProp has {self._solver.name}")
+        saved, own = state_dict.get("solvers", {}), self._solver_names()
+        if not saved or any(saved[k] != own[k] for k in own if "none" not in (saved[k], own[k])):
+            raise ValueError(f"the state was saved by {saved or 'another kind of optimizer'}, this LocoProp has {own}")
+        kinds = [[bool(group.get("fallback")) for group in g] for g in (state_dict["param_groups"], self.param_groups)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                "the state's param groups come in another order: which of them belong to the fallback is "
+                f"{kinds[0]} in the state and {kinds[1]} here; build LocoProp with the groups it was saved with"
+            )
         super().load_state_dict(copy.deepcopy(state_dict))
         self._bind()
+
+    def _solver_names(self) -> dict[str, str]:
+        fallback = "none" if self._fallback is None else type(self._fallback).__name__
+        return {"solver": self._solver.name, "fallback": fallback}
 
     def close(self) -> None:
         """Take the hooks off the model. The optimizer takes no further step; another can be attached."""
@@ -378,7 +397,8 @@ class LocoProp(Optimizer):
     def _holds(self, p: Parameter) -> bool:
         return any(p is q for group in self.param_groups if not group.get("fallback") for q in group["params"])
 
-    def _add_fallback_group(self, group: dict[str, Any]) -> None:
+    def _fallback_groups(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """The group as the fallback optimizer has it."""
         if self._fallback is None:
             self._fallback = self._make_fallback([group])
             if not isinstance(self._fallback, Optimizer):
@@ -386,7 +406,7 @@ class LocoProp(Optimizer):
         else:
             self._fallback.add_param_group(group)
         self._fallback.param_groups[-1]["fallback"] = True
-        self.param_groups.append(self._fallback.param_groups[-1])
+        return self._fallback.param_groups[-1:]
 
     def _bind(self) -> None:
         """Let the inner optimizers and the fallback work on this optimizer's state and groups.

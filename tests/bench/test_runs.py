@@ -237,3 +237,27 @@ def test_numbers_that_make_no_sense(change: dict[str, Any], message: str):
 def test_a_batch_larger_than_the_data():
     with pytest.raises(BenchError, match="--batch-size 60 is more than the 50 training images"):
         Training(replace(SETTINGS, batch_size=60), some_images())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"method": "adam", "epoch": 2, "seconds": 1.0, "train_loss": 1.0, "test_loss": 1.0}',
+        '{"method": "adam", "epoch": 1, "seconds": null, "train_loss": 1.0, "test_loss": 1.0}',
+        '{"method": "adam", "epoch": 1, "seconds": 1.0, "train_loss": "x", "test_loss": 1.0}',
+        '{"method": "adam", "epoch": 1, "seconds": 1.0, "train_loss": NaN, "test_loss": 1.0}',
+    ],
+)
+def test_a_row_with_wrong_values_is_named(tmp_path: Path, line: str):
+    config = '{"method": "adam", "lr": 0.1, "data": "curves", "model": "standard", "epochs": 2, "steps_per_epoch": 3}'
+    path = tmp_path / "adam.jsonl"
+    path.write_text(f"{config}\n{line}\n")
+    with pytest.raises(BenchError, match=r"adam.jsonl, line 2 is damaged"):
+        runfile.read(path)
+
+
+def test_a_second_process_is_refused(tmp_path: Path):
+    with runfile.locked(tmp_path), pytest.raises(BenchError, match="another process"), runfile.locked(tmp_path):
+        pass
+    with runfile.locked(tmp_path):
+        pass
