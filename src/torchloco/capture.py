@@ -187,13 +187,15 @@ def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | Non
     x, g = x.to(wide), g.to(wide)
     xv = x @ v
     seen, expected = (gradient.to(wide) @ v).double(), (g.t() @ xv).double()
-    products = [seen @ expected, expected @ expected, seen @ seen, g.norm().double() * xv.norm().double()]
-    cross, expected2, seen2, largest = torch.stack(products).tolist()
+    cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
     eps = torch.finfo(wide).eps
+    factor = cross / expected2 if expected2 else 0.0
+    remainder = max(0.0, 1 - cross**2 / (expected2 * seen2)) ** 0.5 if expected2 and seen2 else 0.0
+    if abs(factor - 1) < 64 * eps and remainder < 1e-4:  # the usual case needs no bound on rounding
+        return 1.0, remainder, 0.0
+    largest = float(g.norm().double() * xv.norm().double())
     if expected2**0.5 <= 1e3 * eps * largest:
         return None, 0.0, 0.0
-    factor = cross / expected2
-    remainder = max(0.0, 1 - cross**2 / (expected2 * seen2)) ** 0.5 if seen2 else 0.0
     return (1.0 if abs(factor - 1) < 64 * eps else factor), remainder, 30 * eps * largest / expected2**0.5
 
 
