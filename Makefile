@@ -1,7 +1,7 @@
 # Two commands set everything up on a fresh machine: `make compare` and `make test`.
 PYTHON ?= python3
 DATA ?= curves
-EPOCHS ?= 4
+EPOCHS ?= 6
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
