@@ -36,6 +36,22 @@ class _Quadratic(Solver):
     def _damping(self, problem: LocalProblem) -> float:
         return 0.0 if problem.regularizer is None else problem.regularizer.strength  # type: ignore[attr-defined]
 
+    # A bias that is learnt is one more column of the weight, with a column of ones in X.
+
+    def _rows(self, problem: LocalProblem, params: list[Parameter]) -> Tensor:
+        x = problem.rows.x
+        return torch.cat([x, x.new_ones(len(x), 1)], 1) if len(params) > 1 else x
+
+    def _gradient(self, problem: LocalProblem) -> Tensor:
+        weight, *bias = problem.first_gradient()
+        return torch.cat([weight, bias[0][:, None]], 1) if bias else weight
+
+    def _move(self, params: list[Parameter], change: Tensor) -> None:
+        weight, *bias = params
+        weight.add_(change[:, : weight.shape[1]])
+        if bias:
+            bias[0].add_(change[:, -1])
+
 
 class Exact(_Quadratic):
     """The minimum itself: W̃ = W - γ · ∂L/∂W · (C + λI)⁻¹ with C = XᵀX, by Cholesky factors (LocoProp-S solved exactly).
@@ -67,7 +83,7 @@ class Exact(_Quadratic):
         steps: int,
     ) -> None:
         """Jump to the minimum; see `Solver.solve`."""
-        x = _with_ones(problem.rows.x) if len(params) > 1 else problem.rows.x
+        x = self._rows(problem, params)
         n, columns = x.shape
         scale = float(x.square().sum()) / columns if self.relative else 1.0
         damping = max(self.damping * scale, torch.finfo(x.dtype).tiny) + self._damping(problem)
@@ -75,13 +91,10 @@ class Exact(_Quadratic):
             factor = self._factor(x @ x.t(), damping, problem.rows.name)
             change = torch.cholesky_solve(problem.first_residual(), factor).t() @ x
         else:
-            gradients = problem.first_gradient()
-            gradient = torch.cat([gradients[0], gradients[1][:, None]], 1) if len(params) > 1 else gradients[0]
+            gradient = self._gradient(problem)
             factor = self._factor(x.t() @ x, damping, problem.rows.name)
             change = torch.cholesky_solve(gradient.t(), factor).t()
-        params[0].sub_(change[:, : params[0].shape[1]])
-        if len(params) > 1:
-            params[1].sub_(change[:, -1])
+        self._move(params, -change)
 
     def _factor(self, gram: Tensor, damping: float, name: str) -> Tensor:
         """The Cholesky factor of gram + damping·I, with more damping where rounding made that indefinite."""
@@ -130,9 +143,8 @@ class ConjugateGradient(_Quadratic):
         steps: int,
     ) -> None:
         """Iterate from the old weights; see `Solver.solve`."""
-        x = _with_ones(problem.rows.x) if len(params) > 1 else problem.rows.x
-        gradients = problem.first_gradient()
-        rest = -(torch.cat([gradients[0], gradients[1][:, None]], 1) if len(params) > 1 else gradients[0])
+        x = self._rows(problem, params)
+        rest = -self._gradient(problem)
         damping = self._damping(problem)
         change = torch.zeros_like(rest)
         direction = rest.clone()
@@ -152,13 +164,7 @@ class ConjugateGradient(_Quadratic):
             fresh = torch.where(active, rest.square().sum(1, keepdim=True), energy)
             direction.mul_(torch.where(active, fresh / energy, 0.0)).add_(rest)
             energy = fresh
-        params[0].add_(change[:, : params[0].shape[1]])
-        if len(params) > 1:
-            params[1].add_(change[:, -1])
+        self._move(params, change)
 
     def __repr__(self) -> str:
         return f"ConjugateGradient(iterations={self.iterations or 'local_steps'}, tolerance={self.tolerance:g})"
-
-
-def _with_ones(x: Tensor) -> Tensor:
-    return torch.cat([x, x.new_ones(len(x), 1)], 1)

@@ -154,7 +154,7 @@ class LocoProp(Optimizer):
                     lrs = [group_of[p]["lr"] for p in layer.params]
                     steps = group_of[layer.weight]["local_steps"]
                     self._solver.solve(problem, layer.params, layer.inner, lrs, steps)
-                    layer.rows = None
+                    layer.release()  # makes room for the next layer's buffers
                 self._refuse_divergence(layers)
                 if self._fallback is not None:
                     self._fallback.step()

@@ -87,7 +87,7 @@ class RMSProp(Optimizer):
 
 def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr: float, group: dict[str, Any]) -> None:
     v.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
-    inverse_root = torch.add(v, group["epsilon"]).rsqrt_()  # on CPUs twice as fast as a root and a division
+    inverse_root = torch.add(v, group["epsilon"]).rsqrt_()  # on CPUs cheaper than a root and a division
     if m is None:
         p.addcmul_(g, inverse_root, value=-lr)
     else:

@@ -12,7 +12,6 @@ from typing import Any
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from torchloco.checks import check_count
 from torchloco.losses import Loss
 from torchloco.problem import LocalProblem
 from torchloco.regularizers import Regularizer
@@ -194,7 +193,6 @@ class FirstOrderSteps(Solver):
     ) -> None:
         """Take T steps; see `Solver.solve`."""
         assert inner is not None  # attach() always returns one
-        check_count("local_steps", steps)
         further = problem.gram_gradient if problem.prefers_gram(steps - 1) else problem.gradient
         users = [p.grad for p in params]
         try:
