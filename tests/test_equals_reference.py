@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -102,6 +102,8 @@ def test_equals_reference(inner, loss, sizes, rows, bias, hidden, output, regula
         value.backward()
         fast.step()
         assert value.item() == pytest.approx(slow.step(x, network_loss), rel=1e-10)
+        # A run that diverges multiplies rounding by as much as it multiplies the weights.
+        assume(all(w.abs().max() < 1e6 for w in slow.weights))
         for linear, w, b in zip(linears(model), slow.weights, slow.biases, strict=True):
             torch.testing.assert_close(linear.weight.detach(), w.detach(), rtol=1e-9, atol=1e-11)
             if b is not None:

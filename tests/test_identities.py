@@ -17,7 +17,7 @@ from torchloco import (
     get_transfer,
     transfer_names,
 )
-from torchloco.problem import LocalProblem
+from torchloco.problem import LocalProblem, Size
 
 SGD = FirstOrderSteps(torch.optim.SGD, schedule="constant")
 PAIRS = {"M": (MatchingLoss(), MirrorTarget()), "S": (SquaredLoss(), GradientTarget())}
@@ -94,8 +94,10 @@ def test_without_a_shortcut_the_residual_counts():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_first_gradient_is_not_computed_again(steps, mlp, batches, monkeypatch):
     calls, products = [], []
-    gradient, residual = LocalProblem.gradient, MatchingLoss.residual
-    monkeypatch.setattr(LocalProblem, "gradient", lambda self, new: calls.append(1) or gradient(self, new))
+    residual = MatchingLoss.residual
+    for form in ("gradient", "gram_gradient"):
+        original = getattr(LocalProblem, form)
+        monkeypatch.setattr(LocalProblem, form, lambda self, new, f=original: calls.append(1) or f(self, new))
     monkeypatch.setattr(MatchingLoss, "residual", lambda self, *args: products.append(1) or residual(self, *args))
     model = mlp(6, 3)
     optimizer = LocoProp(model, local_steps=steps)
@@ -120,7 +122,7 @@ def test_number_of_matrix_products(steps, mlp, batches):
             return func(*args, **(kwargs or {}))
 
     model = mlp()
-    optimizer = LocoProp(model, local_steps=steps)
+    optimizer = LocoProp(model, local_steps=steps, output="sigmoid")  # no layer may take the Gram form
     [(x, y)] = batches(1)
     nn.functional.mse_loss(model(x), y).backward()
     with Count() as count:
@@ -195,18 +197,19 @@ def test_gram_form_equals_row_form(rows, regularizer, bias):
 
 
 def test_gram_form_is_taken_where_it_is_cheaper():
-    assert make_problem(*PAIRS["S"], rows=1000).prefers_gram(9)
-    assert not make_problem(*PAIRS["S"], rows=2).prefers_gram(9)
-    assert not make_problem(*PAIRS["S"], rows=1000).prefers_gram(0)
-    assert not make_problem(*PAIRS["M"], rows=1000).prefers_gram(9)
-    assert not make_problem(SquaredLoss(), MirrorTarget(), rows=1000).prefers_gram(9)
+    assert make_problem(*PAIRS["S"], rows=1000).size.prefers_gram(9)
+    assert make_problem(SquaredLoss(), MirrorTarget(), rows=1000).size.prefers_gram(9)
+    assert make_problem(*PAIRS["M"], "identity", rows=1000).size.prefers_gram(9)
+    assert not make_problem(*PAIRS["S"], rows=2).size.prefers_gram(9)
+    assert not make_problem(*PAIRS["S"], rows=1000).size.prefers_gram(0)
+    assert not make_problem(*PAIRS["M"], rows=1000).size.prefers_gram(9)
 
 
 @pytest.mark.parametrize("solver", [None, torch.optim.SGD], ids=["paper", "SGD"])
 def test_a_step_is_the_same_in_either_form(solver, mlp, batches, train, values, monkeypatch):
     results = []
     for gram in (True, False):
-        monkeypatch.setattr(LocalProblem, "prefers_gram", lambda self, steps, gram=gram: gram)
+        monkeypatch.setattr(Size, "prefers_gram", lambda self, steps, gram=gram: gram)
         model = mlp()
         train(model, LocoProp(model, lr=1e-3, loss="squared", solver=solver), batches(3))
         results.append(values(model))
@@ -247,10 +250,10 @@ def test_local_steps_lower_the_local_loss(loss, mlp, batches, monkeypatch):
     values_seen = []
     solve = FirstOrderSteps.solve
 
-    def watched(self, problem, params, inner, lrs, steps):
-        values_seen.append([problem.value([p.data for p in params]).item()])
-        solve(self, problem, params, inner, lrs, steps)
-        values_seen[-1].append(problem.value([p.data for p in params]).item())
+    def watched(self, task):
+        values_seen.append([task.problem.value(task.values).item()])
+        solve(self, task)
+        values_seen[-1].append(task.problem.value(task.values).item())
 
     monkeypatch.setattr(FirstOrderSteps, "solve", watched)
     model = mlp()

@@ -1,42 +1,57 @@
 """torchloco: LocoProp for PyTorch. Several cheap local steps per layer for each back-propagation."""
 
 from torchloco import recipes
+from torchloco.anderson import Anderson
 from torchloco.display import LayerInfo
 from torchloco.exact import ConjugateGradient, Exact
 from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
+from torchloco.newton import Newton
 from torchloco.optimizer import LocoProp
+from torchloco.outer import Bounded, OuterOptimizer, OuterRule
+from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer, RelativeEntropy, SquaredDistance, WeightDecay
 from torchloco.rmsprop import RMSProp
-from torchloco.solvers import FirstOrderSteps, ProximalStep, Solver
-from torchloco.targets import GradientTarget, LayerRows, MirrorTarget, Target
+from torchloco.solvers import ProximalStep, Solver, Task
+from torchloco.steps import FirstOrderSteps
+from torchloco.targets import GradientTarget, LayerRows, MirrorTarget, MomentumTarget, NormalizedTarget, Target
 from torchloco.transfers import Transfer, get_transfer, register_transfer, transfer_names
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anderson",
+    "Bounded",
     "ConjugateGradient",
     "Exact",
     "FirstOrderSteps",
     "GradientTarget",
     "LayerInfo",
     "LayerRows",
+    "LocalProblem",
     "LocoProp",
     "Loss",
     "MatchingLoss",
     "MirrorTarget",
+    "MomentumTarget",
+    "Newton",
+    "NormalizedTarget",
+    "OuterOptimizer",
+    "OuterRule",
     "PostActivationLoss",
     "ProximalStep",
     "RMSProp",
     "Regularizer",
     "RelativeEntropy",
+    "Size",
     "Solver",
     "SquaredDistance",
     "SquaredLoss",
     "Target",
+    "Task",
     "Transfer",
-    "get_transfer",
-    "register_transfer",
     "WeightDecay",
+    "get_transfer",
     "recipes",
+    "register_transfer",
     "transfer_names",
 ]

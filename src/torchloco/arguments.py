@@ -10,8 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss
-from torchloco.solvers import FirstOrderSteps, Solver
-from torchloco.targets import GradientTarget, MirrorTarget, TargetRule
+from torchloco.objective import Objective
+from torchloco.regularizers import Regularizer, check_regularizer
+from torchloco.solvers import Solver
+from torchloco.steps import FirstOrderSteps
+from torchloco.targets import ModifiedTarget, TargetRule, target_of
 from torchloco.transfers import Transfer, get_transfer, nearest, transfer_names
 
 LOSSES: dict[str, Callable[[], Loss]] = {"matching": MatchingLoss, "squared": SquaredLoss}
@@ -49,16 +52,29 @@ def resolve_target(target: TargetRule | None, loss: Loss) -> TargetRule:
         TypeError: Not callable.
         ValueError: None is given and none goes with this loss.
     """
-    if target is not None:
-        if isinstance(target, type) or not callable(target):
-            raise TypeError(f"target must be a callable of the layer's rows, such as MirrorTarget(), got {target!r}")
-        return target
-    for kind in (MirrorTarget, GradientTarget):
-        if kind.loss is type(loss):
-            return kind()
-    raise ValueError(
-        f"no target goes with {loss!r} by itself; give target=, such as GradientTarget() or MirrorTarget()"
-    )
+    if target is not None and (isinstance(target, type) or not callable(target)):
+        raise TypeError(f"target must be a callable of the layer's rows, such as MirrorTarget(), got {target!r}")
+    own = target_of(loss)
+    if isinstance(target, ModifiedTarget) and own is not None:
+        return target.of(own, replace=False)
+    chosen = own if target is None else target
+    if chosen is None:
+        raise ValueError(
+            f"no target goes with {loss!r} by itself; give target=, such as GradientTarget() or MirrorTarget()"
+        )
+    return chosen
+
+
+def resolve_objective(loss: str | Loss, target: TargetRule | None, regularizer: Regularizer | None) -> Objective:
+    """The local objective that three arguments of `LocoProp` stand for.
+
+    Raises:
+        TypeError, ValueError: One of them is unsupported, or they do not go together.
+    """
+    resolved = resolve_loss(loss)
+    if regularizer is not None:
+        check_regularizer(regularizer)
+    return Objective(resolved, resolve_target(target, resolved), regularizer)
 
 
 def resolve_solver(solver: Solver | Callable[..., Optimizer] | None) -> Solver:

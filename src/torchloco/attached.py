@@ -1,8 +1,10 @@
-"""A layer while an optimizer is attached to it, and how its captured calls become the rows of its local problem."""
+"""A layer while LocoProp is attached to it: its state, and how its captured calls become the rows of its problem."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from torch.optim import Optimizer
 
 from torchloco.capture import Capture, Recorder, gradient_factor
 from torchloco.layers import as_rows
+from torchloco.outer import OuterRule
+from torchloco.problem import Size
+from torchloco.solvers import Solver
 from torchloco.targets import LayerRows
 from torchloco.transfers import Transfer
 
@@ -25,23 +30,51 @@ class AttachedLayer:
         weight: (d_out, d_in).
         bias: (d_out,), or None.
         learn_bias: Whether the bias takes part in the local problem.
-        inner: The optimizer of the local steps, if the solver has one.
         recorder: Its captured calls.
+        inner: The optimizer of the local steps, if the solver has one.
+        outers: The optimizers of the outer rule, if it has some.
+        memory: What target and solver keep from one mini-batch to the next, by "target" and "solver".
         rows: The matrix problem of the step under way.
+        size: Of the last problem that was solved.
     """
 
     name: str
     weight: Parameter
     bias: Parameter | None
     learn_bias: bool
-    inner: Optimizer | None
     recorder: Recorder
+    inner: Optimizer | None = None
+    outers: list[Optimizer] = field(default_factory=list)
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: LayerRows | None = None
+    size: Size | None = None
 
     @property
     def params(self) -> list[Parameter]:
         """What is solved for: the weight, and the bias if it is learnt."""
         return [self.weight, self.bias] if self.learn_bias and self.bias is not None else [self.weight]
+
+    def make_optimizers(self, solver: Solver, outer: OuterRule | None, lr: float) -> None:
+        """Make the optimizers of the solver and the outer rule; their state is not bound yet."""
+        self.inner = solver.attach(self.params, lr)
+        self.outers = [] if outer is None else outer.attach(self.params)
+
+    def bind(self, state: MutableMapping[Any, Any]) -> None:
+        """Let the optimizers and the memory live in `state`, by parameter, so that it holds everything."""
+        if self.inner is not None:
+            for p in self.params:
+                self.inner.state[p] = state[p].setdefault("solver", {})
+        for made in self.outers:
+            for group in made.param_groups:
+                for p in group["params"]:
+                    made.state[p] = state[p].setdefault("outer", {})
+        self.memory = state.get(self.weight, {}).get("memory", {})
+
+    def remember(self, state: MutableMapping[Any, Any], part: str, keep: dict[str, Any]) -> None:
+        """Take over what a target or solver wants to find in its memory next time."""
+        if keep:
+            self.memory[part] = {**self.memory.get(part, {}), **keep}
+            state[self.weight]["memory"] = self.memory
 
     def release(self) -> None:
         """Let go of the captured calls and the rows made of them."""
@@ -81,7 +114,7 @@ class AttachedLayer:
                 "in the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its "
                 "param group)"
             )
-        self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr)
+        self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, self.memory.get("target", {}))
         return factor
 
     def _bias_remainder(self, g: Tensor, factor: float) -> float:

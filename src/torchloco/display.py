@@ -26,6 +26,8 @@ class LayerInfo:
         loss: The local loss.
         target: The rule for the local target.
         solver: The solver.
+        multiply_adds: What the solver spends on the layer's problem per step, on as many rows as the last one had; None
+            before the first step, and where the solver does not say.
     """
 
     name: str
@@ -35,11 +37,12 @@ class LayerInfo:
     loss: Loss
     target: TargetRule
     solver: Solver
+    multiply_adds: int | None = None
 
 
 def describe(optimizer: LocoProp) -> str:
     """A table of the layers, the param groups' options, and the fallback with its parameters."""
-    header = ("layer", "out × in", "transfer", "loss", "target", "found by")
+    header = ("layer", "out × in", "transfer", "loss", "target", "multiply-adds", "found by")
     rows = [
         (
             info.name,
@@ -47,6 +50,7 @@ def describe(optimizer: LocoProp) -> str:
             info.transfer.name if info.transfer else "?",
             info.loss.name,
             repr(info.target),
+            "?" if info.multiply_adds is None else _short(info.multiply_adds),
             info.source + (": not monotone" if info.transfer and not info.transfer.monotone else ""),
         )
         for info in optimizer.layers
@@ -62,6 +66,10 @@ def describe(optimizer: LocoProp) -> str:
     lines.append(f"  solver: {optimizer.solver!r}")
     if optimizer.regularizer is not None:
         lines.append(f"  regularizer: {optimizer.regularizer!r}")
+    if optimizer.outer is not None:
+        lines.append(f"  outer: {optimizer.outer!r}")
+    if optimizer.safe:
+        lines.append("  safe: no solve leaves a local objective above its old value")
     for i, group in enumerate(optimizer.param_groups):
         if not group.get("fallback"):
             options = ", ".join(f"{key}={float(group[key]):g}" for key in ("lr", "activation_lr", "local_steps"))
@@ -71,3 +79,11 @@ def describe(optimizer: LocoProp) -> str:
         shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
         lines.append(f"  fallback: {optimizer.fallback_name} for {shown}")
     return "\n".join([*lines, ")"])
+
+
+def _short(count: int) -> str:
+    """A large count with three digits: 12.7 G."""
+    value, units = float(count), ["", "k", "M", "G", "T"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}".strip()

@@ -3,54 +3,71 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from torchloco.checks import check_count, check_range
+from torchloco.conjugate import conjugate_gradient
 from torchloco.losses import Loss, SquaredLoss
-from torchloco.problem import LocalProblem
-from torchloco.regularizers import Regularizer, SquaredDistance
-from torchloco.solvers import Solver
+from torchloco.problem import LocalProblem, Size
+from torchloco.regularizers import Regularizer
+from torchloco.solvers import Solver, Task, joined, move, with_ones
 
 
 class _Quadratic(Solver):
-    """What the solvers of the quadratic problem share: the minimum of ½‖XΔᵀ + δ‖² + (λ/2)‖Δ‖² over Δ = W̃ - W."""
+    """What the solvers of the quadratic problem share: the minimum of ½‖XΔᵀ + δ‖² + R over Δ = W̃ - W, R quadratic."""
 
     def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
-        """Only the squared loss on pre-activations, alone or with a squared distance, is quadratic."""
+        """Only the squared loss on pre-activations, alone or with a squared regularizer, is quadratic."""
         if type(loss) is not SquaredLoss:
             raise ValueError(
                 f"{type(self).__name__} solves quadratic problems, and {loss!r} is none; use loss='squared' with it, "
-                "or FirstOrderSteps with this loss"
+                "or Anderson, Newton or FirstOrderSteps with this loss"
             )
-        if regularizer is not None and not isinstance(regularizer, SquaredDistance):
+        if regularizer is not None and getattr(regularizer, "curvature", None) is None:
             raise ValueError(
-                f"{type(self).__name__} supports no regularizer or SquaredDistance, got {regularizer!r}; use "
-                "FirstOrderSteps with it"
+                f"{type(self).__name__} supports no regularizer, SquaredDistance, WeightDecay and their sums, got "
+                f"{regularizer!r}; use FirstOrderSteps with it"
             )
 
-    def _damping(self, problem: LocalProblem) -> float:
-        return 0.0 if problem.regularizer is None else problem.regularizer.strength  # type: ignore[attr-defined]
 
-    # A bias that is learnt is one more column of the weight, with a column of ones in X.
+def curvature(problem: LocalProblem) -> float:
+    """The regularizer's λ."""
+    if problem.regularizer is None:
+        return 0.0
+    known = problem.regularizer.curvature
+    assert known is not None  # see the solvers' check()
+    return known
 
-    def _rows(self, problem: LocalProblem, params: list[Parameter]) -> Tensor:
-        x = problem.rows.x
-        return torch.cat([x, x.new_ones(len(x), 1)], 1) if len(params) > 1 else x
 
-    def _gradient(self, problem: LocalProblem) -> Tensor:
-        weight, *bias = problem.first_gradient()
-        return torch.cat([weight, bias[0][:, None]], 1) if bias else weight
+def damped_cholesky(gram: Tensor, damping: float, layer: str, solver: str) -> Tensor:
+    """The Cholesky factors of gram + damping·I, with more damping where rounding made one of them indefinite.
 
-    def _move(self, params: list[Parameter], change: Tensor) -> None:
-        weight, *bias = params
-        weight.add_(change[:, : weight.shape[1]])
-        if bias:
-            bias[0].add_(change[:, -1])
+    Args:
+        gram: One symmetric matrix or a batch, (…, d, d).
+        damping: λ.
+        layer: The layer's name, for messages.
+        solver: The solver's.
+
+    Raises:
+        RuntimeError: No damping helps; the matrix is not finite, say.
+    """
+    for attempt in range(12):
+        damped = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) * damping
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not bool(failed.any()):
+            if attempt:
+                warnings.warn(
+                    f"layer {layer!r}: C + λI was not positive definite in {gram.dtype}; λ was raised to "
+                    f"{damping:.3g}. Give {solver} a larger damping",
+                    stacklevel=2,
+                )
+            return factor
+        mean = float(gram.diagonal(dim1=-2, dim2=-1).mean(-1).max())
+        damping = max(10 * damping, torch.finfo(gram.dtype).eps * mean)
+    raise RuntimeError(f"layer {layer!r}: C + λI could not be factorised even with λ = {damping:.3g}")
 
 
 class Exact(_Quadratic):
@@ -58,69 +75,89 @@ class Exact(_Quadratic):
 
     This is K-FAC with its input factor alone (FOOF, Benzing 2022). A bias is one more column of the weight, with ones
     in X. Where a batch has fewer rows than columns, the N×N form (XXᵀ + λI) is factorised instead. `lr` and
-    `local_steps` have no part in it: `activation_lr` is the step size.
+    `local_steps` have no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size.
 
     Args:
-        damping: λ, > 0; `SquaredDistance` regularizers add to it. A sum over rows as C is: it grows with the batch.
+        damping: λ, > 0; the curvature of regularizers adds to it. A sum over rows as C is: it grows with the batch.
         relative: Whether λ is in units of C's mean diagonal entry, and so independent of the batch size.
+        average: Decay of a running average of C per row, in [0, 1), as K-FAC keeps it; 0 uses this mini-batch alone.
+            The average is kept between steps, (d_in + 1)² numbers per layer, and always takes the d_in × d_in form.
 
     Raises:
-        TypeError: `damping` is not a number.
-        ValueError: `damping` is not above 0.
+        TypeError: `damping` or `average` is not a number.
+        ValueError: `damping` is not above 0, or `average` is outside [0, 1).
     """
 
-    def __init__(self, damping: float = 1e-3, *, relative: bool = True) -> None:
+    def __init__(self, damping: float = 1e-3, *, relative: bool = True, average: float = 0.0) -> None:
         check_range("damping", damping, 0)
+        check_range("average", average, 0, 1, inclusive=True)
         self.damping = float(damping)
         self.relative = bool(relative)
+        self.average = float(average)
 
-    def solve(
-        self,
-        problem: LocalProblem,
-        params: list[Parameter],
-        inner: Optimizer | None,
-        lrs: Sequence[float],
-        steps: int,
-    ) -> None:
+    def solve(self, task: Task) -> None:
         """Jump to the minimum; see `Solver.solve`."""
-        x = self._rows(problem, params)
+        x, problem = with_ones(task), task.problem
         n, columns = x.shape
-        scale = float(x.square().sum()) / columns if self.relative else 1.0
-        damping = max(self.damping * scale, torch.finfo(x.dtype).tiny) + self._damping(problem)
-        if n < columns:
-            factor = self._factor(x @ x.t(), damping, problem.rows.name)
-            change = torch.cholesky_solve(problem.first_residual(), factor).t() @ x
+        if n < columns and not self.average:
+            scale = float(x.square().sum()) / columns if self.relative else 1.0
+            damping = self._total(scale, problem, x)
+            factor = damped_cholesky(x @ x.t(), damping, problem.rows.name, "Exact")
+            residual = problem.first_residual()
+            # r (C + λI)⁻¹ = (r - r Xᵀ(XXᵀ + λI)⁻¹X) / λ for the regularizer's gradient r at the old weights
+            pull = self._pull(problem, damping)
+            if pull is not None:
+                residual = residual - x @ pull.t()
+            change = torch.cholesky_solve(residual, factor).t() @ x
+            if pull is not None:
+                change += pull
         else:
-            gradient = self._gradient(problem)
-            factor = self._factor(x.t() @ x, damping, problem.rows.name)
-            change = torch.cholesky_solve(gradient.t(), factor).t()
-        self._move(params, -change)
+            gram = self._averaged(x, task)
+            damping = self._total(float(gram.diagonal().mean()) if self.relative else 1.0, problem, x)
+            factor = damped_cholesky(gram, damping, problem.rows.name, "Exact")
+            change = torch.cholesky_solve(joined(problem.first_gradient()).t(), factor).t()
+        move(task, -change)
 
-    def _factor(self, gram: Tensor, damping: float, name: str) -> Tensor:
-        """The Cholesky factor of gram + damping·I, with more damping where rounding made that indefinite."""
-        for attempt in range(12):
-            damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * damping
-            factor: Tensor
-            factor, failed = torch.linalg.cholesky_ex(damped)
-            if not int(failed):
-                if attempt:
-                    warnings.warn(
-                        f"layer {name!r}: C + λI was not positive definite in {gram.dtype}; λ was raised to "
-                        f"{damping:.3g}. Give Exact a larger damping",
-                        stacklevel=2,
-                    )
-                return factor
-            damping = max(10 * damping, torch.finfo(gram.dtype).eps * float(gram.diagonal().mean()))
-        raise RuntimeError(f"layer {name!r}: C + λI could not be factorised even with λ = {damping:.3g}")
+    def _total(self, scale: float, problem: LocalProblem, x: Tensor) -> float:
+        return max(self.damping * scale, torch.finfo(x.dtype).tiny) + curvature(problem)
+
+    def _averaged(self, x: Tensor, task: Task) -> Tensor:
+        """C, or its running average in place of this mini-batch's."""
+        if not self.average:
+            return x.t() @ x
+        per_row = torch.addmm(x.new_zeros(()), x.t(), x, alpha=1 / max(1, len(x)))
+        past = task.memory.get("gram")
+        if past is not None and past.shape == per_row.shape:
+            per_row.lerp_(past, self.average)
+        task.keep["gram"] = per_row
+        return per_row * len(x)
+
+    def _pull(self, problem: LocalProblem, damping: float) -> Tensor | None:
+        """The regularizer's gradient at the old weights / λ, None where it is zero."""
+        if problem.regularizer is None:
+            return None
+        parts = [problem.regularizer.gradient(w, w) for w in problem.old]
+        return joined(parts) / damping if any(bool(part.any()) for part in parts) else None
+
+    def multiply_adds(self, size: Size, steps: int) -> int:
+        """Those of C, its factor and the two triangular systems, or of their N × N forms."""
+        n, d_in, d_out = size.n, size.d_in, size.d_out
+        if n < d_in and not self.average:
+            return n * n * d_in + n**3 // 6 + d_out * n * n + size.product
+        return n * d_in**2 + d_in**3 // 6 + d_out * d_in**2
 
     def __repr__(self) -> str:
-        return f"Exact(damping={self.damping:g}{', relative' if self.relative else ''})"
+        relative = ", relative" if self.relative else ""
+        average = f", average={self.average:g}" if self.average else ""
+        return f"Exact(damping={self.damping:g}{relative}{average})"
 
 
 class ConjugateGradient(_Quadratic):
-    """Conjugate gradients on (C + λI)Δᵀ = -(γ · ∂L/∂W)ᵀ, all units at once; no factorisation, C is never formed.
+    """Conjugate gradients on (C + λI)Δᵀ = -(γ · ∂L/∂W)ᵀ, all units at once; no factorisation.
 
-    An iteration costs two products over the rows, as a first-order step does. Each unit has its own step sizes.
+    An iteration costs two products over the rows, as a first-order step does, or one with C = XᵀX where that is
+    cheaper. Each unit has its own step sizes. `lr` has no part in it: `activation_lr`, times what a scheduler has made
+    of lr, is the step size.
 
     Args:
         iterations: At most so many, >= 1; None takes the layer's `local_steps`.
@@ -134,37 +171,22 @@ class ConjugateGradient(_Quadratic):
         self.iterations = iterations
         self.tolerance = float(tolerance)
 
-    def solve(
-        self,
-        problem: LocalProblem,
-        params: list[Parameter],
-        inner: Optimizer | None,
-        lrs: Sequence[float],
-        steps: int,
-    ) -> None:
+    def solve(self, task: Task) -> None:
         """Iterate from the old weights; see `Solver.solve`."""
-        x = self._rows(problem, params)
-        rest = -self._gradient(problem)
-        damping = self._damping(problem)
-        change = torch.zeros_like(rest)
-        direction = rest.clone()
-        energy = rest.square().sum(1, keepdim=True)
-        enough = energy * self.tolerance**2
-        for _ in range(self.iterations or steps):
-            image = (direction @ x.t()) @ x
-            if damping:
-                image.add_(direction, alpha=damping)
-            curvature = (direction * image).sum(1, keepdim=True)
-            active = (energy > enough) & (curvature > 0)
-            if not active.any():
-                break
-            size = torch.where(active, energy / curvature, 0.0)
-            change.addcmul_(size, direction)
-            rest.addcmul_(size, image, value=-1)
-            fresh = torch.where(active, rest.square().sum(1, keepdim=True), energy)
-            direction.mul_(torch.where(active, fresh / energy, 0.0)).add_(rest)
-            energy = fresh
-        self._move(params, change)
+        x, problem = with_ones(task), task.problem
+        iterations = self.iterations or task.steps
+        gram = x.t() @ x if problem.size.prefers_gram(iterations) else None
+        damping = curvature(problem)
+
+        def image(direction: Tensor) -> Tensor:
+            product = (direction @ x.t()) @ x if gram is None else direction @ gram
+            return product.add_(direction, alpha=damping) if damping else product
+
+        move(task, conjugate_gradient(image, -joined(problem.first_gradient()), iterations, self.tolerance))
+
+    def multiply_adds(self, size: Size, steps: int) -> int:
+        """Those of all iterations, in the cheaper form; it may stop earlier."""
+        return size.gradients(self.iterations or steps)
 
     def __repr__(self) -> str:
         return f"ConjugateGradient(iterations={self.iterations or 'local_steps'}, tolerance={self.tolerance:g})"

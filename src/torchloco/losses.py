@@ -15,6 +15,11 @@ from torch import Tensor
 from torchloco.transfers import Transfer
 
 
+def total(t: Tensor) -> Tensor:
+    """The sum of all entries, in float64 where the device has it: differences of local losses are small."""
+    return t.sum() if t.device.type == "mps" else t.sum(dtype=torch.float64)
+
+
 class Loss(ABC):
     """The loss of a local problem. A loss of your own needs `residual`; `value` if its values are to be reported."""
 
@@ -55,7 +60,7 @@ class SquaredLoss(Loss):
 
     def value(self, a: Tensor, target: Tensor, transfer: Transfer) -> Tensor:
         """½‖A - T‖²."""
-        return (a - target).square().sum() / 2
+        return total((a - target).square()) / 2
 
 
 class MatchingLoss(Loss):
@@ -89,9 +94,11 @@ class MatchingLoss(Loss):
                 f"the convex integral of transfer {transfer.name!r} is not known, so its matching loss has no value; "
                 "give Transfer(integral=...)"
             )
-        value = transfer.integral(a).sum() - (target * a).sum()
+        integral = transfer.integral(a)
+        by_entry = integral.shape == a.shape  # the differences are smaller than the sums
+        value = total(integral - target * a) if by_entry else total(integral) - total(target * a)
         if transfer.conjugate is not None:
-            value += torch.nan_to_num(transfer.conjugate(target), nan=0.0, posinf=0.0).sum()
+            value += total(torch.nan_to_num(transfer.conjugate(target), nan=0.0, posinf=0.0))
         return value
 
     def suits(self, transfer: Transfer) -> bool:
@@ -113,4 +120,4 @@ class PostActivationLoss(Loss):
 
     def value(self, a: Tensor, target: Tensor, transfer: Transfer) -> Tensor:
         """½‖f(A) - T‖²."""
-        return (transfer(a) - target).square().sum() / 2
+        return total((transfer(a) - target).square()) / 2

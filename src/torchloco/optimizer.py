@@ -13,17 +13,19 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from torchloco import capture, groups
-from torchloco.arguments import output_transfer, resolve_loss, resolve_solver, resolve_target
+from torchloco.arguments import output_transfer, resolve_objective, resolve_solver
 from torchloco.attached import AttachedLayer
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
 from torchloco.guards import layers_to_solve, non_finite, refuse_non_finite, restored_on_error
 from torchloco.layers import bias_of, weight_of
-from torchloco.losses import Loss, SquaredLoss
-from torchloco.problem import LocalProblem
+from torchloco.losses import Loss
+from torchloco.outer import OuterRule, resolve_outer
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, refuse_closure
-from torchloco.targets import GradientTarget, TargetRule
+from torchloco.safety import check_safe, solve_safely
+from torchloco.solvers import Solver, Task
+from torchloco.steps import refuse_closure
+from torchloco.targets import TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
 
 
@@ -55,6 +57,10 @@ class LocoProp(Optimizer):
         regularizer: An object with `gradient(new, old)`, such as `SquaredDistance`; default: none.
         solver: A `Solver`, or a torch.optim class for `FirstOrderSteps` of it; default: `FirstOrderSteps()`, T steps of
             the paper's RMSProp.
+        outer: What is done with a layer's displacement W̃ - W: an `OuterRule` such as `Bounded`, or a torch.optim class
+            for `OuterOptimizer` of it; default: it is applied as it is.
+        safe: Whether a solve may never leave a layer's local objective above its old value; first-order steps also end
+            when it no longer falls. Costs one or two evaluations of the objective per layer. Off in the paper.
         transfers: Transfer functions by layer name, e.g. ``{"decoder.0": "tanh"}``; names or `Transfer` objects.
         output: The transfer that matches the network loss, for layers whose pre-activations are the model's output:
             a transfer's name, or the criterion as a module, class or functional (BCE with logits ↔ sigmoid,
@@ -81,6 +87,8 @@ class LocoProp(Optimizer):
         target: TargetRule | None = None,
         regularizer: Regularizer | None = None,
         solver: Solver | Callable[..., Optimizer] | None = None,
+        outer: OuterRule | Callable[..., Optimizer] | None = None,
+        safe: bool = False,
         transfers: Mapping[str, str | Transfer] | None = None,
         output: Any = None,
         fallback: Callable[..., Optimizer] | None = None,
@@ -91,21 +99,19 @@ class LocoProp(Optimizer):
                 f"the first argument must be the model (an nn.Module), got {type(model).__name__}; "
                 "parameters go to params="
             )
-        self._loss = resolve_loss(loss)
-        self._target = resolve_target(target, self._loss)
+        self._objective = resolve_objective(loss, target, regularizer)
         self._solver = resolve_solver(solver)
-        if regularizer is not None and (
-            isinstance(regularizer, type) or not callable(getattr(regularizer, "gradient", None))
-        ):
-            raise TypeError(f"regularizer must be an object with a method gradient(new, old), got {regularizer!r}")
-        self._solver.check(self._loss, regularizer)
+        self._solver.check(self._objective.loss, regularizer)
+        self._outer = resolve_outer(outer)
+        self._safe = bool(safe)
+        if safe:
+            check_safe(self._objective.loss, regularizer)
         if fallback is not None and (not callable(fallback) or isinstance(fallback, Optimizer)):
             raise TypeError(
                 "fallback must be a torch.optim class or a factory (params) → Optimizer, got "
                 f"{type(fallback).__name__}; it is given the parameters in no supported layer"
             )
         refuse_closure(fallback)
-        self._regularizer = regularizer
         self._make_fallback = fallback or torch.optim.AdamW
         self._fallback: Optimizer | None = None
         self._plan = groups.Plan(model, params)
@@ -149,15 +155,17 @@ class LocoProp(Optimizer):
                 layers = self._ready_layers(group_of)
             params = [p for layer in layers for p in layer.params]
             with self._full_precision(), restored_on_error(params) as old:
-                for layer in layers:
-                    problem = self._problem(layer, old)
-                    lrs = [group_of[p]["lr"] for p in layer.params]
-                    steps = group_of[layer.weight]["local_steps"]
-                    self._solver.solve(problem, layer.params, layer.inner, lrs, steps)
-                    layer.release()  # makes room for the next layer's buffers
+                kept = [self._solve(layer, old, group_of) for layer in layers]
                 self._refuse_divergence(layers)
+                if self._outer is not None:
+                    for layer in layers:
+                        scale = _schedule_factor(group_of[layer.weight])
+                        self._outer.apply(layer.params, [old[p] for p in layer.params], layer.outers, scale)
                 if self._fallback is not None:
                     self._fallback.step()
+            for layer, (target_keep, solver_keep) in zip(layers, kept, strict=True):
+                layer.remember(self.state, "target", target_keep)
+                layer.remember(self.state, "solver", solver_keep)
         finally:
             self._release()  # also after an error, so that the next pass can be right again
         return loss
@@ -196,28 +204,29 @@ class LocoProp(Optimizer):
                 layer.rows.g = layer.rows.g * factor
         return layers
 
-    def _problem(self, layer: AttachedLayer, old: Mapping[Parameter, Tensor]) -> LocalProblem:
-        """The layer's local problem at the old weights."""
-        rows = layer.rows
-        assert rows is not None
-        loss, target = self._objective(rows.transfer)
-        bias = old.get(layer.bias, layer.bias.detach()) if layer.bias is not None else None
-        return LocalProblem(
-            rows=rows,
-            loss=loss,
-            target=target,
-            regularizer=self._regularizer,
-            weight=old[layer.weight],
-            bias=bias,
-            learn_bias=layer.learn_bias,
-            gradients=[p.grad for p in layer.params if p.grad is not None],
+    def _solve(
+        self, layer: AttachedLayer, old: Mapping[Parameter, Tensor], group_of: Mapping[Parameter, dict[str, Any]]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Solve the layer's local problem; returns what its target and the solver want to remember of it."""
+        problem = self._objective.problem(layer, old)
+        groups_of = [group_of[p] for p in layer.params]
+        task = Task(
+            problem=problem,
+            params=layer.params,
+            lrs=[group["lr"] for group in groups_of],
+            steps=group_of[layer.weight]["local_steps"],
+            inner=layer.inner,
+            scales=[_schedule_factor(group) for group in groups_of],
+            safe=self._safe,
+            memory=layer.memory.get("solver", {}),
         )
-
-    def _objective(self, transfer: Transfer | None) -> tuple[Loss, TargetRule]:
-        """The loss and target of a layer with this transfer; the squared ones where the loss does not suit it."""
-        if transfer is None or self._loss.suits(transfer):
-            return self._loss, self._target
-        return SquaredLoss(), GradientTarget()
+        layer.size = problem.size
+        if self._safe:
+            solve_safely(self._solver, task)
+        else:
+            self._solver.solve(task)
+        layer.release()  # makes room for the next layer's buffers
+        return problem.rows.keep, task.keep
 
     def _refuse_divergence(self, layers: list[AttachedLayer]) -> None:
         """Raise if a solve left a weight that is not finite, and let that layer's inner state start anew."""
@@ -239,7 +248,7 @@ class LocoProp(Optimizer):
         learn = layer.bias is not None and layer.bias.grad is not None and self._holds(layer.bias)
         if learn != layer.learn_bias:
             layer.learn_bias = learn
-            layer.inner = self._attach_inner(layer.params)
+            self._make_optimizers(layer)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, modules or layer names; layers found in it are attached.
@@ -265,7 +274,7 @@ class LocoProp(Optimizer):
         for layer in self._layers.values():
             if layer.bias is not None and not layer.learn_bias and any(layer.bias is p for p in split.params):
                 layer.learn_bias = True
-                layer.inner = self._attach_inner(layer.params)
+                self._make_optimizers(layer)
         self._bind()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -298,7 +307,8 @@ class LocoProp(Optimizer):
 
     def _solver_names(self) -> dict[str, str]:
         fallback = "none" if self._fallback is None else type(self._fallback).__name__
-        return {"solver": self._solver.name, "fallback": fallback}
+        outer = "none" if self._outer is None else self._outer.name
+        return {"solver": self._solver.name, "outer": outer, "fallback": fallback}
 
     def close(self) -> None:
         """Take the hooks off the model. The optimizer takes no further step; another can be attached."""
@@ -334,15 +344,18 @@ class LocoProp(Optimizer):
             decision = self._discovery.known(layer.name)
             transfer = decision.transfer if decision else None
             source = decision.source if decision else "not known before the first forward pass"
-            loss, target = self._objective(transfer)
+            loss, target = self._objective.of(transfer)
             d_out, d_in = layer.weight.shape
-            infos.append(LayerInfo(layer.name, (d_out, d_in), transfer, source, loss, target, self._solver))
+            cost = None
+            if layer.size is not None:
+                cost = self._solver.multiply_adds(layer.size, self._steps_of(layer))
+            infos.append(LayerInfo(layer.name, (d_out, d_in), transfer, source, loss, target, self._solver, cost))
         return infos
 
     @property
     def loss(self) -> Loss:
         """The loss of the local problems."""
-        return self._loss
+        return self._objective.loss
 
     @property
     def solver(self) -> Solver:
@@ -352,7 +365,17 @@ class LocoProp(Optimizer):
     @property
     def regularizer(self) -> Regularizer | None:
         """The regularizer of the local problems, None for none."""
-        return self._regularizer
+        return self._objective.regularizer
+
+    @property
+    def outer(self) -> OuterRule | None:
+        """What is done with the displacements, None if they are applied as they are."""
+        return self._outer
+
+    @property
+    def safe(self) -> bool:
+        """Whether no solve may leave a local objective above its old value."""
+        return self._safe
 
     @property
     def fallback_name(self) -> str:
@@ -382,17 +405,15 @@ class LocoProp(Optimizer):
     def _attach(self, name: str, module: nn.Linear) -> None:
         weight, bias = weight_of(module), bias_of(module)
         learn_bias = bias is not None and self._holds(bias)
-        inner = self._attach_inner([weight, bias] if learn_bias and bias is not None else [weight])
         recorder = capture.Recorder(name, module, weakref.WeakMethod(self._observe))
         weakref.finalize(self, recorder.remove)
-        self._layers[name] = AttachedLayer(name, weight, bias, learn_bias, inner, recorder)
+        layer = AttachedLayer(name, weight, bias, learn_bias, recorder)
+        self._layers[name] = layer
+        self._make_optimizers(layer)
 
-    def _attach_inner(self, params: list[Parameter]) -> Optimizer | None:
-        inner = self._solver.attach(params, self.defaults["lr"])
-        if inner is not None:
-            for p in params:
-                inner.state[p] = self.state[p].setdefault("solver", {})
-        return inner
+    def _make_optimizers(self, layer: AttachedLayer) -> None:
+        layer.make_optimizers(self._solver, self._outer, self.defaults["lr"])
+        layer.bind(self.state)
 
     def _holds(self, p: Parameter) -> bool:
         return any(p is q for group in self.param_groups if not group.get("fallback") for q in group["params"])
@@ -414,9 +435,7 @@ class LocoProp(Optimizer):
         So `state_dict` holds everything, keyed by parameter, and schedulers reach every group.
         """
         for layer in self._layers.values():
-            if layer.inner is not None:
-                for p in layer.params:
-                    layer.inner.state[p] = self.state[p].setdefault("solver", {})
+            layer.bind(self.state)
         if self._fallback is not None:
             self._fallback.state = self.state
             self._fallback.param_groups = [group for group in self.param_groups if group.get("fallback")]
@@ -425,9 +444,19 @@ class LocoProp(Optimizer):
         self._discovery.enter(x)
         self._discovery.follow(recorder.name, output)
 
+    def _steps_of(self, layer: AttachedLayer) -> int:
+        group = next(group for group in self.param_groups if any(p is layer.weight for p in group["params"]))
+        return int(group["local_steps"])
+
     def _release(self) -> None:
         for layer in self._layers.values():
             layer.release()
 
     def __repr__(self) -> str:
         return describe(self)
+
+
+def _schedule_factor(group: Mapping[str, Any]) -> float:
+    """What a scheduler has made of the group's lr so far; schedulers note the lr they started from."""
+    initial = float(group.get("initial_lr", group["lr"]))
+    return float(group["lr"]) / initial if initial else 1.0

@@ -1,4 +1,4 @@
-"""One layer's local problem: its rows, its loss and target, its regularizer; solvers ask it for gradients."""
+"""One layer's local problem: rows, loss, target and regularizer; solvers ask it for gradients and values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,54 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchloco.losses import Loss, SquaredLoss
+from torchloco.losses import Loss, MatchingLoss, SquaredLoss, total
 from torchloco.regularizers import Regularizer
 from torchloco.targets import LayerRows, TargetRule, known_gradient_scale
+from torchloco.transfers import Transfer
 
 Gradients = list[Tensor]
 """Gradients of weight and bias, or of the weight alone where the bias takes no part."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a local problem is, as far as it decides what solving it costs.
+
+    Args:
+        n: Rows.
+        d_in: Columns of the weight.
+        d_out: Its rows, the units.
+        quadratic: Whether the loss is the squared one on pre-activations, so that C = XᵀX can stand for the rows.
+    """
+
+    n: int
+    d_in: int
+    d_out: int
+    quadratic: bool
+
+    @property
+    def product(self) -> int:
+        """Multiply-adds of one product over the rows, such as X W̃ᵀ."""
+        return self.n * self.d_in * self.d_out
+
+    def gradients(self, count: int) -> int:
+        """Multiply-adds of that many further gradients, in the cheaper form."""
+        return min(self._by_rows(count), self._by_gram(count)) if self.quadratic else self._by_rows(count)
+
+    def prefers_gram(self, count: int) -> bool:
+        """Whether that many further gradients are cheaper with C = XᵀX at hand."""
+        return self.quadratic and self._by_gram(count) < self._by_rows(count)
+
+    def _by_rows(self, count: int) -> int:
+        return count * 2 * self.product
+
+    def _by_gram(self, count: int) -> int:
+        return self.n * self.d_in**2 + count * self.d_out * self.d_in**2
+
+
+def is_quadratic(loss: Loss, transfer: Transfer) -> bool:
+    """Whether this is the squared loss on pre-activations; with the identity transfer the matching loss is, too."""
+    return type(loss) is SquaredLoss or (type(loss) is MatchingLoss and transfer.name == "identity")
 
 
 @dataclass
@@ -71,23 +113,25 @@ class LocalProblem:
 
     def value(self, new: list[Tensor]) -> Tensor:
         """The local objective at the new weights, a scalar."""
-        value = self.loss.value(self.pre_activations(new), self.t, self.rows.transfer)
-        if self.regularizer is not None:
-            for w, old in zip(new, self._old, strict=True):
-                value = value + self.regularizer.value(w, old)
-        return value
+        return self._regularized_value(self.loss.value(self.pre_activations(new), self.t, self.rows.transfer), new)
 
     def gradient(self, new: list[Tensor]) -> Gradients:
         """The objective's gradients at the new weights. The memory is used again by the next call."""
         delta = self.loss.residual_(self.pre_activations(new), self.t, self.rows.transfer)
         return self._regularized(self._products(delta), new)
 
+    def value_and_gradient(self, new: list[Tensor]) -> tuple[Tensor, Gradients]:
+        """Both of them for the matrix products of one; see `value` and `gradient`."""
+        a = self.pre_activations(new)
+        value = self._regularized_value(self.loss.value(a, self.t, self.rows.transfer), new)
+        delta = self.loss.residual_(a, self.t, self.rows.transfer)
+        return value, self._regularized(self._products(delta), new)
+
     def first_residual(self) -> Tensor:
         """δ at the old weights, (N, d_out)."""
-        scale = known_gradient_scale(self.rows, self.loss, self.target)
-        if scale is None:
+        if self._scale is None:
             return self.loss.residual(self.rows.a, self.t, self.rows.transfer)
-        return self.rows.g * scale
+        return self.rows.g * self._scale
 
     def first_gradient(self, *, regularized: bool = True) -> Gradients:
         """The gradients at the old weights: the ones autograd computed, times γ, where loss and target allow it.
@@ -95,48 +139,70 @@ class LocalProblem:
         Args:
             regularized: Whether the regularizer's gradient is in them.
         """
-        scale = known_gradient_scale(self.rows, self.loss, self.target)
-        if scale is None:
-            gradients = self._products(self.first_residual())
-        else:
-            gradients = [
-                torch.mul(g, scale, out=buffer) for g, buffer in zip(self.gradients, self._buffers, strict=True)
-            ]
-        return self._regularized(gradients, self._old) if regularized else gradients
+        gradients, scale = self._first
+        gradients = [torch.mul(g, scale, out=buffer) for g, buffer in zip(gradients, self._buffers, strict=True)]
+        return self._regularized(gradients, self.old) if regularized else gradients
 
     def gram_gradient(self, new: list[Tensor]) -> Gradients:
-        """The same gradients for the squared loss, from C = XᵀX instead of the rows."""
+        """The same gradients for a quadratic problem, from C = XᵀX instead of the rows."""
+        first, scale = self._first
         weight, bias = (new[0], new[1]) if len(new) > 1 else (new[0], None)
         change = weight - self.weight
-        scale = known_gradient_scale(self.rows, self.loss, self.target)
-        assert scale is not None  # see prefers_gram
-        gradients = [torch.addmm(self.gradients[0], change, self._gram, beta=scale, out=self._buffers[0])]
+        gradients = [torch.addmm(first[0], change, self.gram, beta=scale, out=self._buffers[0])]
         if bias is not None and self.bias is not None:
             bias_change = bias - self.bias
-            gradients[0].addr_(bias_change, self._row_sum)
-            bias_gradient = torch.addmv(self.gradients[1], change, self._row_sum, beta=scale, out=self._buffers[1])
+            gradients[0].addr_(bias_change, self.row_sum)
+            bias_gradient = torch.addmv(first[1], change, self.row_sum, beta=scale, out=self._buffers[1])
             gradients.append(bias_gradient.add_(bias_change, alpha=self.rows.x.shape[0]))
         return self._regularized(gradients, new)
 
-    def prefers_gram(self, steps: int) -> bool:
-        """Whether the Gram form applies and costs fewer multiply-adds for that many gradients after the first."""
-        if type(self.loss) is not SquaredLoss or known_gradient_scale(self.rows, self.loss, self.target) is None:
-            return False
-        n, d_in = self.rows.x.shape
-        d_out = self.weight.shape[0]
-        return n * d_in**2 + steps * d_out * d_in**2 < steps * 2 * n * d_out * d_in
+    def gram_value_and_gradient(self, new: list[Tensor]) -> tuple[Tensor, Gradients]:
+        """Value and gradients of a quadratic problem from C; the value less what it is at the old weights."""
+        gradients = self.gram_gradient(new)
+        first, scale = self._first
+        value = self.rows.a.new_zeros((), dtype=torch.float64)
+        # The gradient is affine in the change, so the value is the change times the mean of first and last gradient.
+        for w, old, f, g in zip(new, self.old, first, gradients, strict=True):
+            loss_gradient = g if self.regularizer is None else g - self.regularizer.gradient(w, old)
+            value = value + total((w - old) * (f * scale + loss_gradient)) / 2
+        return self._regularized_value(value, new), gradients
 
-    @cached_property
-    def _old(self) -> list[Tensor]:
+    @property
+    def quadratic(self) -> bool:
+        """Whether C = XᵀX and the first gradient stand for the rows."""
+        return is_quadratic(self.loss, self.rows.transfer)
+
+    @property
+    def size(self) -> Size:
+        """What its cost depends on."""
+        d_out, d_in = self.weight.shape
+        return Size(self.rows.x.shape[0], d_in, d_out, self.quadratic)
+
+    @property
+    def old(self) -> list[Tensor]:
+        """The old weight, and the old bias if it is learnt."""
         return [self.weight, self.bias] if self.learn_bias and self.bias is not None else [self.weight]
 
     @cached_property
-    def _gram(self) -> Tensor:
+    def gram(self) -> Tensor:
+        """C = XᵀX, (d_in, d_in)."""
         return self.rows.x.t() @ self.rows.x
 
     @cached_property
-    def _row_sum(self) -> Tensor:
+    def row_sum(self) -> Tensor:
+        """Σ_rows X, (d_in,)."""
         return self.rows.x.sum(0)
+
+    @cached_property
+    def _scale(self) -> float | None:
+        return known_gradient_scale(self.rows, self.loss, self.target)
+
+    @cached_property
+    def _first(self) -> tuple[Gradients, float]:
+        """Gradients of the loss at the old weights, and what to multiply them by."""
+        if self._scale is not None:
+            return self.gradients, self._scale
+        return [g.clone() for g in self._products(self.first_residual())], 1.0
 
     def _products(self, delta: Tensor) -> Gradients:
         gradients = [torch.mm(delta.t(), self.rows.x, out=self._buffers[0])]
@@ -146,6 +212,12 @@ class LocalProblem:
 
     def _regularized(self, gradients: Gradients, new: list[Tensor]) -> Gradients:
         if self.regularizer is not None:
-            for g, w, old in zip(gradients, new, self._old, strict=True):
+            for g, w, old in zip(gradients, new, self.old, strict=True):
                 g.add_(self.regularizer.gradient(w, old))
         return gradients
+
+    def _regularized_value(self, value: Tensor, new: list[Tensor]) -> Tensor:
+        if self.regularizer is not None:
+            for w, old in zip(new, self.old, strict=True):
+                value = value + self.regularizer.value(w, old)
+        return value

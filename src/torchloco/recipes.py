@@ -13,7 +13,8 @@ from torch import nn
 from torchloco.exact import ConjugateGradient, Exact
 from torchloco.optimizer import LocoProp
 from torchloco.regularizers import RelativeEntropy, SquaredDistance
-from torchloco.solvers import FirstOrderSteps, ProximalStep
+from torchloco.solvers import ProximalStep
+from torchloco.steps import FirstOrderSteps
 
 
 def locoprop_m(model: nn.Module, lr: float = 1e-5, **options: Any) -> LocoProp:

@@ -7,6 +7,7 @@ Any object with `gradient(new, old)` will do; those that derive from `Regularize
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from torchloco.checks import check_range
 
 class Regularizer(ABC):
     """A penalty R(W̃, W) on the new weights W̃, given the old ones W. Yours needs `gradient`."""
+
+    #: λ, where the second derivative of R is λ times the identity everywhere; None where it is not or is not known.
+    curvature: float | None = None
 
     @abstractmethod
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:
@@ -34,12 +38,29 @@ class Regularizer(ABC):
     def __add__(self, other: Regularizer) -> Regularizer:
         return Sum(self, other)
 
+    def __radd__(self, other: Regularizer) -> Regularizer:
+        return Sum(other, self)
+
 
 class Sum(Regularizer):
-    """The sum of regularizers."""
+    """The sum of regularizers, as `a + b` makes it; one of the two may be any object with `gradient(new, old)`.
+
+    Raises:
+        TypeError: A term without a gradient.
+    """
 
     def __init__(self, *terms: Regularizer) -> None:
-        self.terms = terms
+        self.terms: tuple[Regularizer, ...] = tuple(
+            t for term in terms for t in (term.terms if isinstance(term, Sum) else (term,))
+        )
+        for term in self.terms:
+            check_regularizer(term)
+
+    @property
+    def curvature(self) -> float | None:  # type: ignore[override]
+        """The sum of the terms' curvatures, if all are known."""
+        curvatures = [getattr(term, "curvature", None) for term in self.terms]
+        return None if None in curvatures else sum(c for c in curvatures if c is not None)
 
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:
         """The sum of the terms' gradients."""
@@ -51,6 +72,16 @@ class Sum(Regularizer):
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.terms))
+
+
+def check_regularizer(regularizer: Any) -> None:
+    """Raise unless this is an object with a gradient.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if isinstance(regularizer, type) or not callable(getattr(regularizer, "gradient", None)):
+        raise TypeError(f"regularizer must be an object with a method gradient(new, old), got {regularizer!r}")
 
 
 class _Scaled(Regularizer):
@@ -72,7 +103,16 @@ class _Scaled(Regularizer):
         return f"{type(self).__name__}({self.strength:g})"
 
 
-class SquaredDistance(_Scaled):
+class _Ridge(_Scaled):
+    """A regularizer whose second derivative is λ times the identity."""
+
+    @property
+    def curvature(self) -> float:  # type: ignore[override]
+        """λ."""
+        return self.strength
+
+
+class SquaredDistance(_Ridge):
     """(λ/2)‖W̃ - W‖²: the proximal term of ridge regression, K-FAC's damping."""
 
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:
@@ -88,7 +128,7 @@ class SquaredDistance(_Scaled):
         return old - gradient / self.strength
 
 
-class WeightDecay(_Scaled):
+class WeightDecay(_Ridge):
     """(λ/2)‖W̃‖², which pulls towards zero and not towards the old weights."""
 
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:

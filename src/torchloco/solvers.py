@@ -1,58 +1,66 @@
-"""How a local problem is solved. A solver changes a layer's parameters in place and knows nothing of hooks."""
+"""How a local problem is solved: what every solver is given, and the step that needs no rows at all."""
 
 from __future__ import annotations
 
-import inspect
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from torchloco.losses import Loss
-from torchloco.problem import LocalProblem
+from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.rmsprop import RMSProp
-
-Schedule = Callable[[int, int], float]
-"""The factor on the learning rate of local step j of T, j = 0 … T-1."""
 
 
-def linear_with_floor(j: int, steps: int) -> float:
-    """max(1 - j/T, 0.25), the authors' schedule."""
-    return max(1 - j / steps, 0.25)
+@dataclass
+class Task:
+    """One layer's local problem for one mini-batch, with all that a solver may need to solve it.
 
-
-def constant(j: int, steps: int) -> float:
-    """1 in every local step."""
-    return 1.0
-
-
-def cosine(j: int, steps: int) -> float:
-    """Half a cosine, from 1 at the first local step towards 0 after the last."""
-    return (1 + math.cos(math.pi * j / steps)) / 2
-
-
-SCHEDULES: dict[str, Schedule] = {"linear": linear_with_floor, "constant": constant, "cosine": cosine}
-
-
-def refuse_closure(optimizer: Any) -> None:
-    """Raise for an optimizer class whose step needs a closure, as LBFGS does.
-
-    Raises:
-        TypeError: It does.
+    Args:
+        problem: The local problem; its `weight` and `bias` are copies of the old values.
+        params: Weight, and bias if it is learnt: where the old values are and the new ones go.
+        lrs: The learning rate of each of them.
+        steps: T, the number of local steps.
+        inner: What `Solver.attach` returned for this layer.
+        scales: What a scheduler has made of each lr so far, as a factor (lr / initial_lr; 1 without a scheduler).
+            Solvers that have no use for lr itself multiply their displacement by it.
+        safe: Whether the solver should stop when the local objective no longer falls. That it does not rise is seen to
+            elsewhere.
+        memory: What the solver has kept of this layer from earlier mini-batches, by name. Not to be written to.
+        keep: What it wants to find there next time. Taken over, and saved with the optimizer, when the step succeeds.
     """
-    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise TypeError(f"{optimizer.__name__}.step needs a closure, which cannot be given here; use another")
+
+    problem: LocalProblem
+    params: list[Parameter]
+    lrs: Sequence[float]
+    steps: int
+    inner: Optimizer | None = None
+    scales: Sequence[float] = (1.0, 1.0)
+    safe: bool = False
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    keep: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The current values of `params`, without their history."""
+        return [p.data for p in self.params]
+
+    def forget(self) -> None:
+        """Let the solver's state of this layer start anew, after a solve that has spoilt it."""
+        self.keep.clear()
+        if self.inner is not None:
+            for p in self.params:
+                self.inner.state[p].clear()
 
 
 class Solver(ABC):
-    """Solves local problems."""
+    """Solves local problems. Yours needs `solve`."""
 
     @property
     def name(self) -> str:
@@ -71,30 +79,28 @@ class Solver(ABC):
         """
 
     @abstractmethod
-    def solve(
-        self,
-        problem: LocalProblem,
-        params: list[Parameter],
-        inner: Optimizer | None,
-        lrs: Sequence[float],
-        steps: int,
-    ) -> None:
-        """Move `params` (weight, and bias if it is learnt) from the old values towards the problem's minimum.
+    def solve(self, task: Task) -> None:
+        """Move `task.params` in place towards the problem's minimum; their `.grad` stays as it is."""
+
+    def multiply_adds(self, size: Size, steps: int) -> int | None:
+        """What solving a problem of this size costs, to leading order; None where that is not known.
 
         Args:
-            problem: The local problem; its `weight` and `bias` are copies of the old values.
-            params: The parameters, changed in place. Their `.grad` is as before when this returns.
-            inner: What `attach` returned for this layer.
-            lrs: The learning rate of each parameter.
-            steps: T, the number of local steps.
+            size: The problem's size.
+            steps: T, the layer's number of local steps.
         """
+        return None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 class ProximalStep(Solver):
     """W̃ = argmin ⟨∇, W̃⟩ + R(W̃, W) with ∇ the local loss's gradient at W: one step in the regularizer's geometry.
 
     With `SquaredDistance` it is a step of gradient descent, with `RelativeEntropy` an exponentiated-gradient step. `lr`
-    and `local_steps` have no part in it: γ / λ is the step size. It costs no matrix product.
+    and `local_steps` have no part in it: γ / λ, times what a scheduler has made of lr, is the step size. It costs no
+    matrix product.
     """
 
     def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
@@ -107,106 +113,41 @@ class ProximalStep(Solver):
                 f"{regularizer!r}; use FirstOrderSteps with it"
             )
 
-    def solve(
-        self,
-        problem: LocalProblem,
-        params: list[Parameter],
-        inner: Optimizer | None,
-        lrs: Sequence[float],
-        steps: int,
-    ) -> None:
+    def solve(self, task: Task) -> None:
         """Take the step; see `Solver.solve`."""
-        assert problem.regularizer is not None
-        for p, gradient in zip(params, problem.first_gradient(regularized=False), strict=True):
-            p.copy_(problem.regularizer.proximal(gradient, p.data))
+        regularizer = task.problem.regularizer
+        assert regularizer is not None
+        gradients = task.problem.first_gradient(regularized=False)
+        for p, gradient, scale in zip(task.params, gradients, task.scales, strict=False):
+            p.copy_(regularizer.proximal(gradient * scale, p.data))
 
-    def __repr__(self) -> str:
-        return "ProximalStep()"
+    def multiply_adds(self, size: Size, steps: int) -> int:
+        """None but the elementwise ones."""
+        return size.d_in * size.d_out
 
 
-class FirstOrderSteps(Solver):
-    """T steps of a first-order optimizer on the local problem, the paper's solver.
+# A bias that is learnt is one more column of the weight, with a column of ones in X.
 
-    The gradient of the first step is the one that autograd computed; each further step costs two matrix products over
-    the rows, 4·N·d_in·d_out multiply-adds counted as two operations each. The squared loss takes its gradients from
-    C = XᵀX wherever that is cheaper; the result is the same to rounding.
 
-    Args:
-        optimizer: A `torch.optim.Optimizer` class, or any callable `(param_groups, lr=...)` that returns an optimizer.
-            Its state persists over mini-batches. Default: the authors' `RMSProp`, with momentum 0.999, decay 0.9 and
-            epsilon 1e-5.
-        schedule: Factor on lr in local step j of T: "linear" (max(1 - j/T, 0.25), the authors'), "constant", "cosine",
-            or a callable (j, T) → factor.
-        options: Further arguments of the optimizer, such as `momentum=0.9`.
+def with_ones(task: Task) -> Tensor:
+    """X, with a column of ones if the bias is learnt: (N, d_in) or (N, d_in + 1)."""
+    x = task.problem.rows.x
+    return torch.cat([x, x.new_ones(len(x), 1)], 1) if len(task.params) > 1 else x
 
-    Raises:
-        TypeError: `optimizer` or `schedule` is not callable, or the optimizer needs a closure, as LBFGS does.
-        ValueError: No schedule of that name.
-    """
 
-    def __init__(
-        self,
-        optimizer: Callable[..., Optimizer] | None = None,
-        *,
-        schedule: str | Schedule = "linear",
-        **options: Any,
-    ) -> None:
-        if optimizer is None:
-            optimizer, options = RMSProp, {"momentum": 0.999, "decay": 0.9, "epsilon": 1e-5, **options}
-        if not callable(optimizer) or isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"the inner optimizer must be a torch.optim class or a factory (param_groups, lr=...) → Optimizer, got "
-                f"{type(optimizer).__name__}; the layers' parameters are given to it when it is attached"
-            )
-        refuse_closure(optimizer)
-        if isinstance(schedule, str) and schedule not in SCHEDULES:
-            raise ValueError(
-                f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}, or a callable (j, T) → factor"
-            )
-        if not (isinstance(schedule, str) or callable(schedule)):
-            raise TypeError(f"schedule must be a name or a callable (j, T) → factor, got {type(schedule).__name__}")
-        self.optimizer = optimizer
-        self.options = options
-        self.schedule: Schedule = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Weight and bias (or their gradients) as one matrix, (d_out, d_in) or (d_out, d_in + 1)."""
+    weight, *bias = tensors
+    return torch.cat([weight, bias[0][:, None]], 1) if bias else weight
 
-    @property
-    def name(self) -> str:
-        """Names the inner optimizer too, since the saved state is its own."""
-        return f"FirstOrderSteps of {getattr(self.optimizer, '__name__', 'a factory')}"
 
-    def attach(self, params: list[Parameter], lr: float) -> Optimizer:
-        """An inner optimizer with one group per parameter, since weight and bias may differ in lr."""
-        inner = self.optimizer([{"params": [p]} for p in params], lr=lr, **self.options)
-        if not isinstance(inner, Optimizer):
-            raise TypeError(
-                f"the inner optimizer's factory returned {type(inner).__name__}, not a torch.optim.Optimizer"
-            )
-        return inner
+def split(matrix: Tensor, task: Task) -> list[Tensor]:
+    """The opposite of `joined`."""
+    d_in = task.problem.weight.shape[1]
+    return [matrix[:, :d_in], matrix[:, d_in]] if len(task.params) > 1 else [matrix]
 
-    def solve(
-        self,
-        problem: LocalProblem,
-        params: list[Parameter],
-        inner: Optimizer | None,
-        lrs: Sequence[float],
-        steps: int,
-    ) -> None:
-        """Take T steps; see `Solver.solve`."""
-        assert inner is not None  # attach() always returns one
-        further = problem.gram_gradient if problem.prefers_gram(steps - 1) else problem.gradient
-        users = [p.grad for p in params]
-        try:
-            for j in range(steps):
-                gradients = problem.first_gradient() if j == 0 else further([p.data for p in params])
-                for p, g, group, lr in zip(params, gradients, inner.param_groups, lrs, strict=True):
-                    p.grad = g
-                    group["lr"] = lr * self.schedule(j, steps)
-                inner.step()
-        finally:
-            for p, grad in zip(params, users, strict=True):
-                p.grad = grad
 
-    def __repr__(self) -> str:
-        name = getattr(self.optimizer, "__name__", repr(self.optimizer))
-        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
-        return f"FirstOrderSteps({name}{options}, schedule={getattr(self.schedule, '__name__', self.schedule)})"
+def move(task: Task, change: Tensor) -> None:
+    """Add a change of weight and bias, times what a scheduler has made of their learning rates."""
+    for p, delta, scale in zip(task.params, split(change, task), task.scales, strict=False):
+        p.add_(delta, alpha=scale)

@@ -1,18 +1,24 @@
 """The target of a local problem: where a layer's prediction should go, given one forward and one backward pass.
 
-A target is any callable that maps `LayerRows` to a tensor of shape (N, d_out). Targets made from the back-propagated
-gradient say so by `gradient_scale`: with the loss they are made for, the residual at the old weights is known to be
-that multiple of G, so that the first local gradient is the one autograd has computed already.
+A target is any callable that maps `LayerRows` to a tensor of shape (N, d_out). Targets that derive from `Target` say
+how they are made from the back-propagated gradient: where the residual at the old weights is a known multiple of G, the
+first local gradient is the one autograd has computed already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from torchloco.checks import check_range
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss
 from torchloco.transfers import Transfer
 
@@ -28,6 +34,8 @@ class LayerRows:
         g: G = ∂L/∂A, the network loss's gradient at the pre-activations, (N, d_out); a mean's 1/N is in it.
         transfer: The layer's transfer function f.
         activation_lr: γ, the activation learning rate.
+        memory: What a target has kept of this layer from earlier mini-batches, by name. Not to be written to.
+        keep: What it wants to find there next time. Taken over, and saved with the optimizer, when the step succeeds.
     """
 
     name: str
@@ -36,6 +44,8 @@ class LayerRows:
     g: Tensor
     transfer: Transfer
     activation_lr: float
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    keep: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def y(self) -> Tensor:
@@ -46,19 +56,32 @@ class LayerRows:
 TargetRule = Callable[[LayerRows], Tensor]
 
 
-class Target:
-    """Base of the targets made from the back-propagated gradient."""
+class Target(ABC):
+    """A target made from the back-propagated gradient: T = center - scale · direction.
 
-    #: The loss whose residual at the old weights is `gradient_scale` · G for this target.
+    Yours needs `loss` and `center`; it may change `scale` and `direction`.
+    """
+
+    #: The loss whose residual at the old weights is scale · direction with this target.
     loss: type[Loss]
+    #: Whether `direction` is G itself, so that the first local gradient is a multiple of autograd's.
+    along_gradient: bool = True
+
+    @abstractmethod
+    def center(self, rows: LayerRows) -> Tensor:
+        """The target that asks for no change, (N, d_out), as a tensor that may be written to."""
+
+    def scale(self, rows: LayerRows) -> float:
+        """What the direction is multiplied by: γ."""
+        return rows.activation_lr
+
+    def direction(self, rows: LayerRows) -> Tensor:
+        """What is subtracted, (N, d_out): G."""
+        return rows.g
 
     def __call__(self, rows: LayerRows) -> Tensor:
-        """The target T, of shape (N, d_out)."""
-        raise NotImplementedError
-
-    def gradient_scale(self, rows: LayerRows) -> float:
-        """γ: what G is multiplied by in T."""
-        return rows.activation_lr
+        """The target T, (N, d_out)."""
+        return self.center(rows).sub_(self.direction(rows), alpha=self.scale(rows))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -69,9 +92,9 @@ class GradientTarget(Target):
 
     loss = SquaredLoss
 
-    def __call__(self, rows: LayerRows) -> Tensor:
-        """A - γG."""
-        return rows.a.sub(rows.g, alpha=self.gradient_scale(rows))
+    def center(self, rows: LayerRows) -> Tensor:
+        """A."""
+        return rows.a.clone()
 
 
 class MirrorTarget(Target):
@@ -82,10 +105,123 @@ class MirrorTarget(Target):
 
     loss = MatchingLoss
 
-    def __call__(self, rows: LayerRows) -> Tensor:
-        """f(A) - γG."""
-        y = rows.transfer.apply_(rows.a.clone())  # not the cached rows.y, so that it can be overwritten
-        return y.sub_(rows.g, alpha=self.gradient_scale(rows))
+    def center(self, rows: LayerRows) -> Tensor:
+        """f(A)."""
+        return rows.transfer.apply_(rows.a.clone())  # not the cached rows.y, so that it can be overwritten
+
+
+class ModifiedTarget(Target):
+    """Another target with a changed scale or direction.
+
+    Args:
+        base: The target that is changed; default: the one that goes with the loss.
+
+    Raises:
+        TypeError: `base` is not a `Target`.
+    """
+
+    def __init__(self, base: Target | None = None) -> None:
+        if base is not None and not isinstance(base, Target):
+            raise TypeError(f"{type(self).__name__} changes a Target such as MirrorTarget(), got {base!r}")
+        self._base = base
+
+    @property
+    def base(self) -> Target:
+        """The target that is changed."""
+        if self._base is None:
+            raise ValueError(f"{self!r} changes no target yet; give it one, such as base=MirrorTarget()")
+        return self._base
+
+    @property
+    def loss(self) -> type[Loss]:  # type: ignore[override]
+        """The base's."""
+        return self.base.loss
+
+    @property
+    def along_gradient(self) -> bool:  # type: ignore[override]
+        """The base's."""
+        return self.base.along_gradient
+
+    def of(self, base: Target, *, replace: bool = True) -> ModifiedTarget:
+        """The same change of another target, innermost; unless `replace`, only where none was given."""
+        changed = copy.copy(self)
+        if isinstance(self._base, ModifiedTarget):
+            changed._base = self._base.of(base, replace=replace)
+        elif self._base is None or replace:
+            changed._base = base
+        return changed
+
+    def center(self, rows: LayerRows) -> Tensor:
+        """The base's."""
+        return self.base.center(rows)
+
+    def scale(self, rows: LayerRows) -> float:
+        """The base's."""
+        return self.base.scale(rows)
+
+    def direction(self, rows: LayerRows) -> Tensor:
+        """The base's."""
+        return self.base.direction(rows)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'' if self._base is None else repr(self._base)})"
+
+
+class NormalizedTarget(ModifiedTarget):
+    """T = center - γ · G / rms(G): γ is how far the targets are on average, and nothing else.
+
+    It does not depend on the batch size, on a mean or a sum in the network's loss, or on a gradient scaler. The root
+    mean square is taken over all units and those rows that have a gradient, so padding changes nothing. The
+    paper's setting, γ = 10 on a batch of 1000, starts at about γ = 0.01 in these units.
+    """
+
+    def scale(self, rows: LayerRows) -> float:
+        """γ / rms(G)."""
+        direction = self.base.direction(rows).to(torch.promote_types(rows.g.dtype, torch.float32))
+        active = int((direction != 0).any(1).sum())
+        largest = float(direction.abs().max()) if active else 0.0
+        if largest == 0:
+            return 0.0
+        # Squares of small gradients would be lost; relative to the largest they are not.
+        mean_square = float((direction / largest).square().sum()) / (active * direction.shape[1])
+        return self.base.scale(rows) / (largest * math.sqrt(mean_square))
+
+
+class MomentumTarget(ModifiedTarget):
+    """T = center - γ · (G + β·s/N), with s a decayed sum of each unit's past activation gradients: s ← β·s + Σ_rows G.
+
+    Rows of other mini-batches are other examples, so what is kept is one number per unit. Each bias thus sees the
+    gradient of SGD with momentum β exactly, and so does the weight of a unit whose input is constant.
+
+    Args:
+        momentum: β, in [0, 1).
+        base: The target that is changed; default: the one that goes with the loss.
+    """
+
+    along_gradient = False
+
+    def __init__(self, momentum: float = 0.9, base: Target | None = None) -> None:
+        super().__init__(base)
+        check_range("momentum", momentum, 0, 1, inclusive=True)
+        self.momentum = float(momentum)
+
+    def direction(self, rows: LayerRows) -> Tensor:
+        """G + β·s/N."""
+        direction = self.base.direction(rows)
+        now = direction.sum(0)
+        past = rows.memory.get("momentum")
+        rows.keep["momentum"] = now if past is None else past * self.momentum + now
+        return direction if past is None else direction + past * (self.momentum / max(1, len(direction)))
+
+    def __repr__(self) -> str:
+        base = "" if self._base is None else f", {self._base!r}"
+        return f"MomentumTarget({self.momentum:g}{base})"
+
+
+def target_of(loss: Loss) -> Target | None:
+    """The target that goes with a loss, if one does."""
+    kinds = (MirrorTarget, GradientTarget)
+    return next((kind() for kind in kinds if kind.loss is type(loss)), None)
 
 
 def known_gradient_scale(rows: LayerRows, loss: Loss, target: TargetRule) -> float | None:
@@ -94,8 +230,8 @@ def known_gradient_scale(rows: LayerRows, loss: Loss, target: TargetRule) -> flo
     True for each gradient-made target with its own loss; with the identity transfer the squared and the matching loss
     are the same, and so are their targets.
     """
-    if not isinstance(target, Target):
+    if not isinstance(target, Target) or not target.along_gradient:
         return None
     made_for_it = type(loss) is target.loss
     same_for_identity = rows.transfer.name == "identity" and {type(loss), target.loss} <= {SquaredLoss, MatchingLoss}
-    return target.gradient_scale(rows) if made_for_it or same_for_identity else None
+    return target.scale(rows) if made_for_it or same_for_identity else None

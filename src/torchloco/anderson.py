@@ -1,0 +1,164 @@
+"""Anderson acceleration of gradient steps on the local problem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchloco.checks import check_count, check_range
+from torchloco.exact import curvature
+from torchloco.losses import Loss, MatchingLoss, SquaredLoss
+from torchloco.problem import LocalProblem, Size
+from torchloco.regularizers import Regularizer
+from torchloco.solvers import Solver, Task, joined, move, split
+
+_POWER_ITERATIONS = 8
+
+
+class Anderson(Solver):
+    """Anderson acceleration of the fixed point W̃ = W̃ - h·∇J(W̃): each iterate combines the last few gradients best.
+
+    Each unit has mixing coefficients of its own, from a least-squares problem of `memory` unknowns (all units share
+    them for transfers that mix units, as softmax). For the squared loss an iteration is one of GMRES. It costs two
+    products over the rows, as a first-order step does; the step h is 1 / (max f′ · largest eigenvalue of C). `lr` has
+    no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size. Source: Walker and Ni,
+    "Anderson acceleration for fixed-point iterations", 2011.
+
+    Args:
+        memory: How many earlier differences are combined, >= 1. Held during a layer's solve only: 2 · memory times the
+            layer's weights.
+        iterations: >= 1; None takes the layer's `local_steps`.
+        tolerance: A unit stops when its gradient has fallen by this factor, in [0, 1).
+
+    Raises:
+        TypeError: `memory` or `iterations` is no whole number.
+        ValueError: One of them is out of range.
+    """
+
+    def __init__(self, memory: int = 5, iterations: int | None = None, *, tolerance: float = 1e-6) -> None:
+        check_count("memory", memory)
+        if iterations is not None:
+            check_count("iterations", iterations)
+        check_range("tolerance", tolerance, 0, 1, inclusive=True)
+        self.memory = memory
+        self.iterations = iterations
+        self.tolerance = float(tolerance)
+
+    def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
+        """The loss must be convex, and the regularizer's curvature known, so that the fixed point attracts."""
+        check_convex(self, loss, regularizer)
+
+    def solve(self, task: Task) -> None:
+        """Iterate from the old weights; see `Solver.solve`."""
+        problem, iterations = task.problem, self.iterations or task.steps
+        gram = problem.size.prefers_gram(iterations - 1)
+        further = problem.gram_gradient if gram else problem.gradient
+        h = 1 / (_slope(problem) * _largest_eigenvalue(task) + curvature(problem) + torch.finfo(torch.float32).tiny)
+        old = joined(problem.old)
+        mixing = _Mixing(old, self.memory, problem.rows.transfer.elementwise or problem.quadratic)
+        iterate = old.clone()
+        enough: Tensor | None = None
+        for k in range(iterations):
+            gradients = problem.first_gradient() if k == 0 else further(split(iterate, task))
+            residual = joined(gradients).mul(-h)
+            size = residual.norm(dim=1, keepdim=True)
+            if enough is None:
+                enough = size * self.tolerance
+            if not (size > enough).any():
+                break
+            iterate += torch.where(size > enough, mixing.step(iterate, residual), 0.0)
+        move(task, iterate - old)
+
+    def multiply_adds(self, size: Size, steps: int) -> int:
+        """Those of the gradients after the first, and of the mixing."""
+        count = self.iterations or steps
+        mixing = (self.memory**2 + 2 * self.memory) * size.d_in * size.d_out * count
+        return size.gradients(count - 1) + mixing
+
+    def __repr__(self) -> str:
+        return f"Anderson(memory={self.memory}, iterations={self.iterations or 'local_steps'})"
+
+
+def check_convex(solver: Solver, loss: Loss, regularizer: Regularizer | None) -> None:
+    """Raise unless the local problem is convex with known curvature.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if type(loss) not in (SquaredLoss, MatchingLoss):
+        raise ValueError(
+            f"{type(solver).__name__} solves convex problems, those of the matching and the squared loss, and {loss!r} "
+            "is not known to be convex; use FirstOrderSteps with it"
+        )
+    if regularizer is not None and getattr(regularizer, "curvature", None) is None:
+        raise ValueError(
+            f"{type(solver).__name__} supports no regularizer, SquaredDistance, WeightDecay and their sums, got "
+            f"{regularizer!r}; use FirstOrderSteps with it"
+        )
+
+
+class _Mixing:
+    """The last differences of iterates and residuals, and the step they suggest.
+
+    Args:
+        like: A matrix of the iterates' shape, (d_out, columns).
+        memory: How many are kept.
+        per_unit: Whether each unit mixes on its own.
+    """
+
+    def __init__(self, like: Tensor, memory: int, per_unit: bool) -> None:
+        self._shape = like.shape if per_unit else (1, like.numel())
+        units, columns = self._shape
+        self._residuals = like.new_empty(units, memory, columns)
+        self._images = like.new_empty(units, memory, columns)  # differences of iterate + residual
+        self._count = 0
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def step(self, iterate: Tensor, residual: Tensor) -> Tensor:
+        """The change from this iterate to the next."""
+        shape = residual.shape
+        x, r = iterate.reshape(self._shape), residual.reshape(self._shape)
+        if self._last is not None:
+            slot = self._count % self._residuals.shape[1]
+            torch.sub(r, self._last[1], out=self._residuals[:, slot])
+            torch.add(self._residuals[:, slot], x - self._last[0], out=self._images[:, slot])
+            self._count += 1
+        self._last = (x.clone(), r.clone())
+        kept = min(self._count, self._residuals.shape[1])
+        if not kept:
+            return residual
+        differences, images = self._residuals[:, :kept], self._images[:, :kept]
+        normal = (differences @ differences.mT).double()
+        right = (differences @ r.unsqueeze(2)).double()
+        diagonal = normal.diagonal(dim1=1, dim2=2)
+        # Differences of very different lengths make the system look worse than it is; so does a unit that is done.
+        inverse_length = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+        normal = normal * inverse_length[:, :, None] * inverse_length[:, None, :]
+        normal.diagonal(dim1=1, dim2=2).add_(4 * torch.finfo(residual.dtype).eps)
+        coefficients = torch.linalg.solve(normal, right * inverse_length[:, :, None]) * inverse_length[:, :, None]
+        step: Tensor = r - (coefficients.to(r.dtype).mT @ images).squeeze(1)
+        return step.reshape(shape)
+
+
+def _slope(problem: LocalProblem) -> float:
+    """A bound on f′ over the rows as they are now; 1 where f′ is not known, which no usual transfer exceeds."""
+    transfer = problem.rows.transfer
+    if problem.quadratic or not transfer.elementwise or transfer.derivative is None:
+        return 1.0
+    return float(transfer.derivative(problem.rows.a).max()) if problem.rows.a.numel() else 1.0
+
+
+def _largest_eigenvalue(task: Task) -> float:
+    """That of C (with the column of ones), from below, by power iteration."""
+    x = task.problem.rows.x
+    bias = len(task.params) > 1
+    v, v_bias = x.new_ones(x.shape[1]), 1.0 if bias else 0.0
+    value = 0.0
+    for _ in range(_POWER_ITERATIONS):
+        image = x @ v + v_bias
+        v, v_bias = x.t() @ image, float(image.sum()) if bias else 0.0
+        value = (float(v.square().sum()) + v_bias**2) ** 0.5
+        if value == 0:
+            return 0.0
+        v, v_bias = v / value, v_bias / value
+    return value

@@ -1,0 +1,42 @@
+"""The promise of safe solving: no solver leaves a layer's local objective worse than it began."""
+
+from __future__ import annotations
+
+import math
+
+from torchloco.losses import Loss
+from torchloco.regularizers import Regularizer
+from torchloco.solvers import Solver, Task
+
+_HALVINGS = 10
+
+
+def check_safe(loss: Loss, regularizer: Regularizer | None) -> None:
+    """Raise unless the local objective has a value that can be followed.
+
+    Raises:
+        ValueError: The loss or the regularizer has none.
+    """
+    valueless = type(loss).value is Loss.value
+    if valueless or (regularizer is not None and not callable(getattr(regularizer, "value", None))):
+        raise ValueError(
+            f"safe=True follows the local objective, and {loss if valueless else regularizer!r} has no value(); define "
+            "it, or leave safe=False"
+        )
+
+
+def solve_safely(solver: Solver, task: Task) -> None:
+    """Solve; while the objective is above its old value, halve the displacement, and in the end take it back."""
+    began = float(task.problem.value(task.problem.old))
+    solver.solve(task)
+    for _ in range(_HALVINGS):
+        value = float(task.problem.value(task.values))
+        if value <= began:
+            return
+        if not math.isfinite(value):
+            task.forget()
+            break
+        for p, old in zip(task.params, task.problem.old, strict=True):
+            p.copy_((p + old) / 2)
+    for p, old in zip(task.params, task.problem.old, strict=True):
+        p.copy_(old)

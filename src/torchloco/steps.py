@@ -1,0 +1,196 @@
+"""The paper's solver: steps of a first-order optimizer on the local problem."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from torchloco.checks import check_count
+from torchloco.problem import Gradients, LocalProblem, Size
+from torchloco.rmsprop import RMSProp
+from torchloco.solvers import Solver, Task
+
+Schedule = Callable[[int, int], float]
+"""The factor on the learning rate of local step j of T, j = 0 … T-1."""
+
+
+def linear_with_floor(j: int, steps: int) -> float:
+    """max(1 - j/T, 0.25), the authors' schedule."""
+    return max(1 - j / steps, 0.25)
+
+
+def constant(j: int, steps: int) -> float:
+    """1 in every local step."""
+    return 1.0
+
+
+def cosine(j: int, steps: int) -> float:
+    """Half a cosine, from 1 at the first local step towards 0 after the last."""
+    return (1 + math.cos(math.pi * j / steps)) / 2
+
+
+SCHEDULES: dict[str, Schedule] = {"linear": linear_with_floor, "constant": constant, "cosine": cosine}
+
+_NO_LONGER_FALLS = 1e-4
+"""A step whose fall is below this share of the whole fall so far is the last one of a safe solve."""
+
+
+def refuse_closure(optimizer: Any) -> None:
+    """Raise for an optimizer class whose step needs a closure, as LBFGS does.
+
+    Raises:
+        TypeError: It does.
+    """
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise TypeError(f"{optimizer.__name__}.step needs a closure, which cannot be given here; use another")
+
+
+class FirstOrderSteps(Solver):
+    """T steps of a first-order optimizer on the local problem, the paper's solver.
+
+    The gradient of the first step is the one that autograd computed; each further step costs two matrix products over
+    the rows, 2·N·d_in·d_out multiply-adds. Squared losses take their gradients from C = XᵀX wherever that is cheaper;
+    the result is the same to rounding.
+
+    In a safe solve (`LocoProp(safe=True)`) the local objective is followed: a step that lets it rise is taken back and
+    the rest are half as long, the solve ends when it no longer falls, and the best weights seen are kept.
+
+    Args:
+        optimizer: A `torch.optim.Optimizer` class, or any callable `(param_groups, lr=...)` that returns an optimizer.
+            Default: the authors' `RMSProp`, with momentum 0.999, decay 0.9 and epsilon 1e-5.
+        steps: T, >= 1; None takes the layer's `local_steps`.
+        schedule: Factor on lr in local step j of T: "linear" (max(1 - j/T, 0.25), the authors'), "constant", "cosine",
+            or a callable (j, T) → factor.
+        keep_state: Whether the optimizer's state persists over mini-batches, as in the paper, or starts anew with each.
+        options: Further arguments of the optimizer, such as `momentum=0.9`.
+
+    Raises:
+        TypeError: `optimizer` or `schedule` is not callable, the optimizer needs a closure, as LBFGS does, or `steps`
+            is no whole number.
+        ValueError: No schedule of that name; `steps` is below 1.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer] | None = None,
+        steps: int | None = None,
+        schedule: str | Schedule = "linear",
+        *,
+        keep_state: bool = True,
+        **options: Any,
+    ) -> None:
+        if optimizer is None:
+            optimizer, options = RMSProp, {"momentum": 0.999, "decay": 0.9, "epsilon": 1e-5, **options}
+        if not callable(optimizer) or isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"the inner optimizer must be a torch.optim class or a factory (param_groups, lr=...) → Optimizer, got "
+                f"{type(optimizer).__name__}; the layers' parameters are given to it when it is attached"
+            )
+        refuse_closure(optimizer)
+        if steps is not None:
+            check_count("steps", steps)
+        if isinstance(schedule, str) and schedule not in SCHEDULES:
+            raise ValueError(
+                f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}, or a callable (j, T) → factor"
+            )
+        if not (isinstance(schedule, str) or callable(schedule)):
+            raise TypeError(f"schedule must be a name or a callable (j, T) → factor, got {type(schedule).__name__}")
+        self.optimizer = optimizer
+        self.steps = steps
+        self.options = options
+        self.schedule: Schedule = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+        self.keep_state = bool(keep_state)
+
+    @property
+    def name(self) -> str:
+        """Names the inner optimizer too, since the saved state is its own."""
+        return f"FirstOrderSteps of {getattr(self.optimizer, '__name__', 'a factory')}"
+
+    def attach(self, params: list[Parameter], lr: float) -> Optimizer:
+        """An inner optimizer with one group per parameter, since weight and bias may differ in lr."""
+        inner = self.optimizer([{"params": [p]} for p in params], lr=lr, **self.options)
+        if not isinstance(inner, Optimizer):
+            raise TypeError(
+                f"the inner optimizer's factory returned {type(inner).__name__}, not a torch.optim.Optimizer"
+            )
+        return inner
+
+    def solve(self, task: Task) -> None:
+        """Take T steps; see `Solver.solve`."""
+        assert task.inner is not None  # attach() always returns one
+        if not self.keep_state:
+            task.forget()
+        users = [p.grad for p in task.params]
+        try:
+            (self._descend_safely if task.safe else self._descend)(task)
+        finally:
+            for p, grad in zip(task.params, users, strict=True):
+                p.grad = grad
+
+    def _descend(self, task: Task) -> None:
+        steps, problem = self.steps or task.steps, task.problem
+        further = problem.gram_gradient if problem.size.prefers_gram(steps - 1) else problem.gradient
+        for j in range(steps):
+            self._step(task, problem.first_gradient() if j == 0 else further(task.values), self.schedule(j, steps))
+
+    def _descend_safely(self, task: Task) -> None:
+        steps, problem = self.steps or task.steps, task.problem
+        evaluate = _evaluation(problem, steps)
+        value, gradients = evaluate(task.values)
+        first = best = value
+        kept, at_best = [p.clone() for p in task.values], [g.clone() for g in gradients]
+        shrink = 1.0
+        for j in range(steps):
+            self._step(task, gradients, shrink * self.schedule(j, steps))
+            value, gradients = evaluate(task.values)
+            if not value < best:  # also if it is not a number
+                shrink /= 2
+                if not math.isfinite(value):
+                    task.forget()
+                for p, old in zip(task.params, kept, strict=True):
+                    p.copy_(old)
+                gradients = [g.clone() for g in at_best]
+                continue
+            fall, best = best - value, value
+            for source, target in zip([*task.values, *gradients], [*kept, *at_best], strict=True):
+                target.copy_(source)
+            if fall <= _NO_LONGER_FALLS * (first - best):
+                break
+
+    def _step(self, task: Task, gradients: Gradients, factor: float) -> None:
+        assert task.inner is not None
+        for p, g, group, lr in zip(task.params, gradients, task.inner.param_groups, task.lrs, strict=True):
+            p.grad = g
+            group["lr"] = lr * factor
+        task.inner.step()
+
+    def multiply_adds(self, size: Size, steps: int) -> int:
+        """Those of T - 1 gradients, in the cheaper form; the first is autograd's."""
+        return size.gradients((self.steps or steps) - 1)
+
+    def __repr__(self) -> str:
+        name = getattr(self.optimizer, "__name__", repr(self.optimizer))
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        steps = "" if self.steps is None else f", steps={self.steps}"
+        keep = "" if self.keep_state else ", keep_state=False"
+        schedule = getattr(self.schedule, "__name__", self.schedule)
+        return f"FirstOrderSteps({name}{steps}{options}, schedule={schedule}{keep})"
+
+
+def _evaluation(problem: LocalProblem, count: int) -> Callable[[list[Tensor]], tuple[float, Gradients]]:
+    """Value and gradients at given weights, in the cheaper form."""
+    form = problem.gram_value_and_gradient if problem.size.prefers_gram(count) else problem.value_and_gradient
+
+    def evaluate(new: list[Tensor]) -> tuple[float, Gradients]:
+        value, gradients = form(new)
+        return float(value), gradients
+
+    return evaluate
