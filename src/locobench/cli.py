@@ -9,10 +9,12 @@ import typer
 from rich.console import Console
 
 from locobench import __version__
-from locobench.choices import Activation, DataName, FigureName, ModelName
+from locobench.choices import MAIN_METHODS, MORE_METHODS, Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
 
-METHODS_HELP = "locoprop-m, locoprop-s, sgd, momentum, nesterov, adagrad, rmsprop, rmsprop-tf, adam"
+METHODS_HELP = (
+    f"{', '.join(MAIN_METHODS)} (together: main); further recipes of torchloco: {', '.join(MORE_METHODS)}; all for both"
+)
 
 app = typer.Typer(
     name="locobench",
@@ -64,8 +66,8 @@ def compare(
     activation: Act = "tanh",
     methods: Annotated[
         str,
-        typer.Option(help=f"Comma-separated, run in this order: {METHODS_HELP}; or all. Example: locoprop-m,adam"),
-    ] = "all",
+        typer.Option(help=f"Comma-separated, run in this order. {METHODS_HELP}. Example: locoprop-m,adam"),
+    ] = "main",
     lr: Annotated[
         list[str] | None,
         typer.Option(
@@ -184,7 +186,7 @@ def speed(
     model: Model = "standard",
     activation: Act = "tanh",
     methods: Annotated[
-        str, typer.Option(help=f"Comma-separated: {METHODS_HELP}; or all. Adam is always timed as well.")
+        str, typer.Option(help=f"Comma-separated. {METHODS_HELP}. Adam is always timed as well.")
     ] = "all",
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 1000,
     rounds: Annotated[

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from locobench.choices import MAIN_METHODS
 from locobench.errors import BenchError
-from torchloco import LocoProp, RMSProp
+from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, RMSProp, recipes
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,87 @@ _TABLE = [
         searched={"curves": 3e-4},
         cost=7.5,
         note="squared loss, activation lr 10, 10 local steps of RMSProp",
+    ),
+    Method(
+        "locoprop-m-adam",
+        "LocoProp-M, Adam",
+        lambda model, lr: LocoProp(model, lr, solver=FirstOrderSteps(torch.optim.Adam), output="sigmoid"),
+        lr=1e-4,
+        cost=8.5,
+        note="matching loss, activation lr 10, 10 local steps of Adam",
+    ),
+    Method(
+        "locoprop-m-anderson",
+        "LocoProp-M, Anderson",
+        lambda model, lr: recipes.locoprop_m_anderson(model, lr, output="sigmoid"),
+        lr=30.0,
+        cost=9.0,
+        note="matching loss, 10 gradients with Anderson acceleration of memory 5; the rate is the activation lr",
+    ),
+    Method(
+        "locoprop-s-exact",
+        "LocoProp-S, exact",
+        lambda model, lr: recipes.locoprop_s_exact(model, lr, output="sigmoid"),
+        lr=30.0,
+        cost=2.5,
+        note="squared loss, solved by Cholesky factors, relative damping 1e-2; the rate is the activation lr",
+    ),
+    Method(
+        "locoprop-s-cg",
+        "LocoProp-S, CG",
+        lambda model, lr: LocoProp(
+            model, activation_lr=lr, loss="squared", solver=ConjugateGradient(10), output="sigmoid"
+        ),
+        lr=30.0,
+        cost=4.5,
+        note="squared loss, 10 iterations of conjugate gradients; the rate is the activation lr",
+    ),
+    Method(
+        "foof",
+        "FOOF",
+        lambda model, lr: recipes.foof(model, lr, damping=1.0, output="sigmoid"),
+        lr=30.0,
+        cost=2.5,
+        note="locoprop-s-exact with absolute damping 1",
+    ),
+    Method(
+        "proxprop",
+        "ProxProp",
+        lambda model, lr: recipes.proxprop(model, lr, lr=1.0, output="sigmoid"),
+        lr=30.0,
+        cost=3.0,
+        note="proximal step 1, 3 iterations of conjugate gradients; the rate is the explicit step",
+    ),
+    Method(
+        "implicit-sgd",
+        "Implicit SGD",
+        lambda model, lr: recipes.implicit_sgd(model, lr, output="sigmoid"),
+        lr=3e-2,
+        cost=2.5,
+        note="proximal point of each layer's quadratic",
+    ),
+    Method(
+        "exponentiated-gradient",
+        "Exponentiated gradient",
+        lambda model, lr: recipes.exponentiated_gradient(model, lr, output="sigmoid"),
+        lr=1e-2,
+        note="of the weights' magnitudes",
+    ),
+    Method(
+        "backprop",
+        "Backprop by LocoProp",
+        lambda model, lr: recipes.backprop(model, lr, output="sigmoid"),
+        lr=1e-2,
+        cost=1.1,
+        note="equals sgd; one plain local step",
+    ),
+    Method(
+        "sgd-momentum",
+        "Momentum by LocoProp",
+        lambda model, lr: recipes.sgd_momentum(model, lr, output="sigmoid"),
+        lr=3e-3,
+        cost=1.1,
+        note="equals momentum; one local step of SGD with momentum 0.9",
     ),
     Method(
         "sgd",
@@ -129,10 +211,10 @@ def find(name: str) -> Method:
 
 
 def find_all(names: str) -> list[Method]:
-    """The methods of a comma-separated list, each once, in its order; `all` stands for every one."""
-    if names.strip() == "all":
-        return list(METHODS.values())
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    """The methods of a comma-separated list, each once, in its order; `main` and `all` stand for several."""
+    several = {"main": list(MAIN_METHODS), "all": list(METHODS)}
+    parts = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = [name for part in parts for name in several.get(part, [part])]
     if not wanted:
         raise BenchError(f"no method named; there are: {', '.join(METHODS)}")
     return [find(name) for name in dict.fromkeys(wanted)]

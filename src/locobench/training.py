@@ -68,7 +68,7 @@ class Training:
             Diverged: When a loss is not finite or the optimizer refuses to step for such a reason.
         """
         order = self._seed_epoch(self.epoch)
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = self.settings.lr * schedule(self.epoch * self.steps_per_epoch, self._schedule_steps)
         for step in range(self.steps_per_epoch):
             batch = order[step * self.settings.batch_size :][: self.settings.batch_size]
             loss = self._timed_step(self.train[batch.to(self.device)])
@@ -137,8 +137,11 @@ class Training:
         pixels = self.train.shape[1]
         model = problems.build(settings.model, settings.activation, pixels, settings.seed).to(self.device)
         optimizer = self._method.build(model, settings.lr)
-        steps = settings.schedule_epochs * self.steps_per_epoch
-        return model, optimizer, LambdaLR(optimizer, lambda step: schedule(step, steps))
+        return model, optimizer, LambdaLR(optimizer, lambda step: schedule(step, self._schedule_steps))
+
+    @property
+    def _schedule_steps(self) -> int:
+        return self.settings.schedule_epochs * self.steps_per_epoch
 
     def _seed_epoch(self, epoch: int) -> Tensor:
         """The epoch's order of the images.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from torchloco.regularizers import Regularizer
 from torchloco.solvers import Solver, Task, joined, move, split
 
 _POWER_ITERATIONS = 8
+_LONGEST = 100
+"""A step is at most so many times as long as the gradient step it replaces: with a target that leaves the range of f
+the minimum can be at infinity."""
 
 
 class Anderson(Solver):
@@ -137,6 +142,13 @@ class _Mixing:
         normal.diagonal(dim1=1, dim2=2).add_(4 * torch.finfo(residual.dtype).eps)
         coefficients = torch.linalg.solve(normal, right * inverse_length[:, :, None]) * inverse_length[:, :, None]
         step: Tensor = r - (coefficients.to(r.dtype).mT @ images).squeeze(1)
+        uphill = (step * r).sum(1) <= 0
+        if uphill.any():  # such a unit starts anew, from here
+            step = torch.where(uphill[:, None], r, step)
+            self._residuals[uphill] = 0
+            self._images[uphill] = 0
+        limit = _LONGEST * r.norm(dim=1, keepdim=True) / step.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        step = step * limit.clamp(max=1)
         return step.reshape(shape)
 
 
@@ -157,7 +169,7 @@ def _largest_eigenvalue(task: Task) -> float:
     for _ in range(_POWER_ITERATIONS):
         image = x @ v + v_bias
         v, v_bias = x.t() @ image, float(image.sum()) if bias else 0.0
-        value = (float(v.square().sum()) + v_bias**2) ** 0.5
+        value = math.hypot(float(v.norm()), v_bias)
         if value == 0:
             return 0.0
         v, v_bias = v / value, v_bias / value

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchloco.anderson import Anderson
 from torchloco.exact import ConjugateGradient, Exact
 from torchloco.optimizer import LocoProp
 from torchloco.regularizers import RelativeEntropy, SquaredDistance
@@ -37,6 +38,48 @@ def backprop(model: nn.Module, lr: float, **options: Any) -> LocoProp:
     """
     solver = FirstOrderSteps(torch.optim.SGD, schedule="constant")
     return LocoProp(model, lr, activation_lr=1.0, local_steps=1, solver=solver, **options)
+
+
+def sgd_momentum(model: nn.Module, lr: float, momentum: float = 0.9, **options: Any) -> LocoProp:
+    """Stochastic gradient descent with (heavy-ball) momentum: one plain local step whose inner state persists.
+
+    `MomentumTarget` carries the momentum of each unit instead, which is the same for biases and for constant inputs.
+
+    Args:
+        model: The network.
+        lr: The learning rate of SGD, > 0.
+        momentum: Its momentum, in [0, 1).
+        options: Further arguments of `LocoProp`.
+    """
+    solver = FirstOrderSteps(torch.optim.SGD, schedule="constant", momentum=momentum)
+    return LocoProp(model, lr, activation_lr=1.0, local_steps=1, solver=solver, **options)
+
+
+def locoprop_s_exact(model: nn.Module, activation_lr: float, damping: float = 1e-2, **options: Any) -> LocoProp:
+    """LocoProp-S solved exactly, with damping relative to the mean of C's diagonal.
+
+    Args:
+        model: The network.
+        activation_lr: γ, the step size, > 0.
+        damping: Relative, > 0.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, activation_lr=activation_lr, loss="squared", solver=Exact(damping), **options)
+
+
+def locoprop_m_anderson(
+    model: nn.Module, activation_lr: float = 10.0, memory: int = 5, iterations: int = 10, **options: Any
+) -> LocoProp:
+    """LocoProp-M solved by Anderson-accelerated gradient steps.
+
+    Args:
+        model: The network.
+        activation_lr: γ, the step size, > 0.
+        memory: How many earlier differences are combined, >= 1.
+        iterations: Gradients of the local problem per step, >= 1.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, activation_lr=activation_lr, solver=Anderson(memory, iterations), **options)
 
 
 def foof(model: nn.Module, lr: float, damping: float, **options: Any) -> LocoProp:
@@ -85,10 +128,10 @@ def proxprop(model: nn.Module, activation_lr: float, lr: float, iterations: int 
 
 
 def exponentiated_gradient(model: nn.Module, lr: float, **options: Any) -> LocoProp:
-    """W ← W · exp(-lr · ∂L/∂W) for positive weights (Kivinen and Warmuth 1997).
+    """W ← W · exp(-lr · ∂L/∂W) for positive weights (Kivinen and Warmuth 1997); negative ones move by their magnitude.
 
     Args:
-        model: The network; its layers' weights and biases must be positive.
+        model: The network; no weight or bias of its layers may be zero.
         lr: The learning rate, > 0.
         options: Further arguments of `LocoProp`.
     """

@@ -141,28 +141,30 @@ class WeightDecay(_Ridge):
 
 
 class RelativeEntropy(_Scaled):
-    """λ Σ (w̃ log(w̃/w) - w̃ + w), the Bregman divergence of the negative entropy, for weights that are positive.
+    """λ Σ (|w̃| log(|w̃|/|w|) - |w̃| + |w|), the Bregman divergence of the negative entropy.
 
-    Its proximal step is the exponentiated gradient (Kivinen and Warmuth 1997), which keeps every sign.
+    Meant for positive weights; of negative ones it takes the magnitudes. Its proximal step is the exponentiated
+    gradient (Kivinen and Warmuth 1997), which changes no sign. A weight at zero could never move, and is refused.
     """
 
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:
-        """λ log(w̃/w)."""
-        return (new.log() - self._positive(old).log()).mul_(self.strength)
+        """λ sign(w) log(|w̃|/|w|)."""
+        return (new / self._nonzero(old)).abs().log().mul_(old.sign()).mul_(self.strength)
 
     def value(self, new: Tensor, old: Tensor) -> Tensor:
-        """λ Σ (w̃ log(w̃/w) - w̃ + w)."""
-        terms: Tensor = torch.special.xlogy(new, new) - torch.special.xlogy(new, self._positive(old)) - new + old
-        return terms.sum() * self.strength
+        """λ Σ (|w̃| log(|w̃|/|w|) - |w̃| + |w|)."""
+        ratio = (new / self._nonzero(old)).abs()
+        return ((torch.special.xlogy(ratio, ratio) - ratio + 1) * old.abs()).sum() * self.strength
 
     def proximal(self, gradient: Tensor, old: Tensor) -> Tensor:
-        """W · exp(-gradient / λ)."""
-        return self._positive(old) * torch.exp(-gradient / self.strength)
+        """W · exp(-sign(W) · gradient / λ)."""
+        factor: Tensor = torch.exp(gradient * old.sign() / -self.strength)
+        return self._nonzero(old) * factor
 
-    def _positive(self, old: Tensor) -> Tensor:
-        if not bool((old > 0).all()):
+    def _nonzero(self, old: Tensor) -> Tensor:
+        if not bool(old.all()):
             raise ValueError(
-                "RelativeEntropy needs positive weights and biases, got some that are not; initialise them so, or use "
-                "SquaredDistance"
+                "RelativeEntropy cannot move weights and biases that are zero, got some that are; initialise them "
+                "otherwise, or use SquaredDistance"
             )
         return old

@@ -8,7 +8,8 @@ from torchloco.losses import Loss
 from torchloco.regularizers import Regularizer
 from torchloco.solvers import Solver, Task
 
-_HALVINGS = 10
+_TRIES = 10
+_CUT = 0.25
 
 
 def check_safe(loss: Loss, regularizer: Regularizer | None) -> None:
@@ -26,10 +27,10 @@ def check_safe(loss: Loss, regularizer: Regularizer | None) -> None:
 
 
 def solve_safely(solver: Solver, task: Task) -> None:
-    """Solve; while the objective is above its old value, halve the displacement, and in the end take it back."""
+    """Solve; while the objective is above its old value, cut the displacement, and in the end take it back."""
     began = float(task.problem.value(task.problem.old))
     solver.solve(task)
-    for _ in range(_HALVINGS):
+    for _ in range(_TRIES):
         value = float(task.problem.value(task.values))
         if value <= began:
             return
@@ -37,6 +38,6 @@ def solve_safely(solver: Solver, task: Task) -> None:
             task.forget()
             break
         for p, old in zip(task.params, task.problem.old, strict=True):
-            p.copy_((p + old) / 2)
+            p.lerp_(old, 1 - _CUT)
     for p, old in zip(task.params, task.problem.old, strict=True):
         p.copy_(old)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from locobench import __version__, choices, compare, curves, data
+from locobench.choices import MAIN_METHODS, MORE_METHODS
 from locobench.cli import METHODS_HELP, app
 from locobench.methods import METHODS
 
@@ -40,8 +41,9 @@ def refused(*arguments: object) -> str:
 
 def test_compares_all_methods_and_shows_them_again(tmp_path: Path):
     out = tmp_path / "results"
-    result = run(*TINY, "--out", out)
+    result = run(*TINY, "--methods", "all", "--out", out)
     assert result.exit_code == 0, result.output
+    assert set(METHODS) == {*MAIN_METHODS, *MORE_METHODS}
     rows = {}
     for name in METHODS:
         config, *rows[name] = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
