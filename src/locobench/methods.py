@@ -79,9 +79,9 @@ _TABLE = [
         "locoprop-s-exact",
         "LocoProp-S, exact",
         lambda model, lr: recipes.locoprop_s_exact(model, lr, output="sigmoid"),
-        lr=30.0,
+        lr=300.0,
         cost=2.5,
-        note="squared loss, solved by Cholesky factors, relative damping 1e-2; the rate is the activation lr",
+        note="squared loss, solved by Cholesky factors, relative damping 1; the rate is the activation lr",
     ),
     Method(
         "locoprop-s-cg",
@@ -89,7 +89,7 @@ _TABLE = [
         lambda model, lr: LocoProp(
             model, activation_lr=lr, loss="squared", solver=ConjugateGradient(10), output="sigmoid"
         ),
-        lr=30.0,
+        lr=300.0,
         cost=4.5,
         note="squared loss, 10 iterations of conjugate gradients; the rate is the activation lr",
     ),

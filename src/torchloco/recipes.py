@@ -55,13 +55,13 @@ def sgd_momentum(model: nn.Module, lr: float, momentum: float = 0.9, **options: 
     return LocoProp(model, lr, activation_lr=1.0, local_steps=1, solver=solver, **options)
 
 
-def locoprop_s_exact(model: nn.Module, activation_lr: float, damping: float = 1e-2, **options: Any) -> LocoProp:
+def locoprop_s_exact(model: nn.Module, activation_lr: float, damping: float = 1.0, **options: Any) -> LocoProp:
     """LocoProp-S solved exactly, with damping relative to the mean of C's diagonal.
 
     Args:
         model: The network.
         activation_lr: γ, the step size, > 0.
-        damping: Relative, > 0.
+        damping: λ in units of C's mean diagonal entry, > 0.
         options: Further arguments of `LocoProp`.
     """
     return LocoProp(model, activation_lr=activation_lr, loss="squared", solver=Exact(damping), **options)

@@ -154,7 +154,8 @@ class RelativeEntropy(_Scaled):
     def value(self, new: Tensor, old: Tensor) -> Tensor:
         """λ Σ (|w̃| log(|w̃|/|w|) - |w̃| + |w|)."""
         ratio = (new / self._nonzero(old)).abs()
-        return ((torch.special.xlogy(ratio, ratio) - ratio + 1) * old.abs()).sum() * self.strength
+        terms: Tensor = (torch.special.xlogy(ratio, ratio) - ratio + 1) * old.abs()
+        return terms.sum() * self.strength
 
     def proximal(self, gradient: Tensor, old: Tensor) -> Tensor:
         """W · exp(-sign(W) · gradient / λ)."""
