@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import reference as ref
-from torchloco import ConjugateGradient, Exact, FirstOrderSteps, LocoProp, SquaredDistance
+from torchloco import ConjugateGradient, Exact, FirstOrderSteps, LocoProp, SquaredDistance, WeightDecay
 
 
 def layer_and_gradients(rows, d_in, d_out, bias, seed):
@@ -112,3 +112,43 @@ def test_failed_factorisation_raises_the_damping():
     with pytest.warns(UserWarning, match="λ was raised"):
         optimizer.step()
     assert linear.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_running_average_of_c(bias):
+    """W - γ · ∂L/∂W · (N·c̄ + λI)⁻¹ with c̄ ← β·c̄ + (1 - β)·C/N, c̄ = C/N at first; batches of different sizes."""
+    linear, _, _ = layer_and_gradients(5, 4, 3, bias, 0)
+    model = nn.Sequential(linear)
+    optimizer = LocoProp(
+        model, activation_lr=2.0, loss="squared", solver=Exact(0.5, relative=False, average=0.8), output="identity"
+    )
+    mean = None
+    for rows in (5, 3, 9):
+        _, x, y = layer_and_gradients(rows, 4, 3, bias, rows)
+        columns = torch.cat([x, torch.ones(rows, 1, dtype=x.dtype)], 1) if bias else x
+        own = columns.t() @ columns / rows
+        mean = own if mean is None else 0.8 * mean + 0.2 * own
+        old = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(x), y).backward()
+        gradient = torch.cat([p.grad if p.dim() == 2 else p.grad[:, None] for p in model.parameters()], 1)
+        before = torch.cat([p if p.dim() == 2 else p[:, None] for p in old], 1)
+        optimizer.step()
+        after = torch.cat([p if p.dim() == 2 else p[:, None] for p in model.parameters()], 1)
+        damped = rows * mean + 0.5 * torch.eye(len(mean), dtype=x.dtype)
+        torch.testing.assert_close(after, before - 2.0 * gradient @ torch.linalg.inv(damped), rtol=1e-9, atol=1e-11)
+    kept = optimizer.state_dict()["state"][0]["memory"]["solver"]["gram"]
+    torch.testing.assert_close(kept, mean)
+
+
+@pytest.mark.parametrize("rows", [3, 30])
+def test_weight_decay_takes_part_in_the_closed_form(rows):
+    """The minimum of ½‖XW̃ᵀ - T‖² + (λ/2)‖W̃ - W‖² + (μ/2)‖W̃‖² by a plain solve."""
+    linear, x, y = layer_and_gradients(rows, 6, 3, False, 1)
+    old = linear.weight.detach().clone()
+    g = 2 * (x @ old.t() - y) / y.numel()
+    t = x @ old.t() - 3.0 * g
+    eye = torch.eye(6, dtype=x.dtype)
+    want = torch.linalg.solve(x.t() @ x + 0.7 * eye, x.t() @ t + 0.4 * old.t()).t()
+    step(linear, x, y, Exact(1e-14), regularizer=SquaredDistance(0.4) + WeightDecay(0.3))
+    torch.testing.assert_close(linear.weight.detach(), want, rtol=1e-8, atol=1e-10)

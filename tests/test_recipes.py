@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from torchloco import LocoProp, RelativeEntropy, SquaredDistance, WeightDecay, recipes
+from torchloco import (
+    ConjugateGradient,
+    Exact,
+    FirstOrderSteps,
+    LocoProp,
+    MomentumTarget,
+    SquaredDistance,
+    recipes,
+)
 
 
 def network(positive=False):
@@ -111,32 +119,106 @@ def test_exponentiated_gradient():
         torch.testing.assert_close(p.detach(), w * torch.exp(-0.5 * g), rtol=1e-12, atol=1e-14)
 
 
-def test_exponentiated_gradient_refuses_other_weights():
+def test_exponentiated_gradient_moves_negative_weights_by_their_magnitude():
     model = network()
+    old = [p.detach().clone() for p in model.parameters()]
+    x, y = batch(3)
+    grads = gradients(model, x, y)
+    optimizer = recipes.exponentiated_gradient(model, 0.5, output="identity")
+    nn.functional.mse_loss(model(x), y).backward()
+    optimizer.step()
+    for p, w, g in zip(model.parameters(), old, grads, strict=True):
+        torch.testing.assert_close(p.detach().abs(), w.abs() * torch.exp(-0.5 * g * w.sign()), rtol=1e-12, atol=1e-14)
+        assert torch.equal(p.sign(), w.sign())
+
+
+def test_exponentiated_gradient_refuses_weights_that_could_not_move():
+    model = network()
+    nn.init.zeros_(model[2].bias)
     optimizer = recipes.exponentiated_gradient(model, 0.5)
     old = [p.detach().clone() for p in model.parameters()]
     x, y = batch(3)
     nn.functional.mse_loss(model(x), y).backward()
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="are zero"):
         optimizer.step()
     torch.testing.assert_close([p.detach() for p in model.parameters()], old, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "regularizer",
-    [SquaredDistance(0.3), WeightDecay(0.2), RelativeEntropy(0.7), SquaredDistance(0.3) + WeightDecay(2.0)],
-)
-def test_regularizers_gradient(regularizer):
-    torch.manual_seed(0)
-    old = torch.rand(4, 3, dtype=torch.float64) + 0.1
-    new = (torch.rand(4, 3, dtype=torch.float64) + 0.1).requires_grad_()
-    (expected,) = torch.autograd.grad(regularizer.value(new, old), new)
-    torch.testing.assert_close(regularizer.gradient(new.detach(), old), expected, rtol=1e-12, atol=1e-14)
+def test_sgd_momentum():
+    ours, theirs = network(), network()
+    got = train(ours, recipes.sgd_momentum(ours, 0.3, 0.8, output="identity"), steps=5)
+    want = train(theirs, torch.optim.SGD(theirs.parameters(), 0.3, momentum=0.8), steps=5)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("regularizer", [None, WeightDecay(1.0), SquaredDistance(0.3) + WeightDecay(2.0)])
-def test_proximal_step_refused(regularizer):
-    from torchloco import ProximalStep
+@pytest.mark.parametrize("loss", ["squared", "matching"])
+def test_momentum_target_gives_the_biases_the_gradients_of_sgd_with_momentum(loss):
+    """Before each step the second network takes the weights of the first, and keeps its momentum buffers."""
+    ours, theirs = network(), network()
+    solver = FirstOrderSteps(torch.optim.SGD, schedule="constant")
+    optimizer = LocoProp(
+        ours, 0.3, activation_lr=1.0, local_steps=1, loss=loss, target=MomentumTarget(0.8), solver=solver
+    )
+    momentum = torch.optim.SGD(theirs.parameters(), 0.3, momentum=0.8)
+    for k in range(4):
+        with torch.no_grad():
+            for p, q in zip(theirs.parameters(), ours.parameters(), strict=True):
+                p.copy_(q)
+        x, y = batch(k, rows=7 + k)
+        for model, each in ((ours, optimizer), (theirs, momentum)):
+            each.zero_grad()
+            nn.functional.mse_loss(model(x), y).backward()
+            each.step()
+        for layer in (0, 2):
+            torch.testing.assert_close(ours[layer].bias, theirs[layer].bias, rtol=1e-12, atol=1e-14)
 
-    with pytest.raises(ValueError, match="ProximalStep needs a regularizer"):
-        LocoProp(network(), solver=ProximalStep(), regularizer=regularizer)
+
+def test_momentum_target_is_sgd_with_momentum_where_the_input_is_constant():
+    results = []
+    for make in (
+        lambda model: LocoProp(
+            model,
+            0.3,
+            activation_lr=1.0,
+            local_steps=1,
+            target=MomentumTarget(0.8),
+            solver=FirstOrderSteps(torch.optim.SGD, schedule="constant"),
+            output="identity",
+        ),
+        lambda model: torch.optim.SGD(model.parameters(), 0.3, momentum=0.8),
+    ):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3).double()
+        optimizer = make(model)
+        x = torch.linspace(-1, 1, 5, dtype=torch.float64).expand(7, 5)
+        for k in range(6):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x), batch(k)[1]).backward()
+            optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_conjugate_gradients_and_exact_agree_in_a_whole_run():
+    ours, theirs = network(), network()
+    kwargs = {"loss": "squared", "activation_lr": 5.0, "output": "identity"}
+    got = train(
+        ours, LocoProp(ours, solver=ConjugateGradient(50, tolerance=1e-14), regularizer=SquaredDistance(0.1), **kwargs)
+    )
+    want = train(theirs, LocoProp(theirs, solver=Exact(0.1, relative=False), **kwargs))
+    torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+def test_locoprop_s_exact_and_anderson_recipes():
+    for make in (recipes.locoprop_s_exact, recipes.locoprop_m_anderson):
+        model = network()
+        x, y = batch(0, rows=40)
+        optimizer = make(model, 3.0)
+        losses = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]

@@ -1,0 +1,158 @@
+"""Targets: what normalising and momentum do, and what a target keeps between mini-batches."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from torchloco import (
+    FirstOrderSteps,
+    GradientTarget,
+    LayerRows,
+    LocoProp,
+    MirrorTarget,
+    MomentumTarget,
+    NormalizedTarget,
+    get_transfer,
+)
+
+SGD = FirstOrderSteps(torch.optim.SGD, schedule="constant")
+
+
+def make_rows(n=6, d_out=4, seed=0, gamma=0.3, **kwargs):
+    generator = torch.Generator().manual_seed(seed)
+    x, a, g = (torch.randn(n, d, generator=generator, dtype=torch.float64) for d in (3, d_out, d_out))
+    return LayerRows("layer", x, a, 1e-3 * g, get_transfer("tanh"), gamma, **kwargs)
+
+
+@given(factor=st.floats(1e-30, 1e30), padding=st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_normalized_target_does_not_see_scale_or_padding(factor, padding):
+    rows, scaled = make_rows(), make_rows()
+    blank = torch.zeros(padding, 4, dtype=torch.float64)
+    scaled.g = torch.cat([scaled.g * factor, blank])
+    scaled.a = torch.cat([scaled.a, blank])
+    got = NormalizedTarget(MirrorTarget())(scaled)
+    torch.testing.assert_close(got[:6], NormalizedTarget(MirrorTarget())(rows), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got[6:], torch.zeros_like(blank))
+
+
+@pytest.mark.parametrize("base", [GradientTarget(), MirrorTarget(), MomentumTarget(0.5, MirrorTarget())])
+def test_gamma_is_the_root_mean_square_of_the_asked_change(base):
+    rows = make_rows(gamma=0.3)
+    change = NormalizedTarget(base)(rows) - base.center(rows)
+    assert change.square().mean().sqrt().item() == pytest.approx(0.3)
+
+
+def test_normalized_target_without_a_gradient_asks_for_no_change():
+    rows = make_rows()
+    rows.g = torch.zeros_like(rows.g)
+    torch.testing.assert_close(NormalizedTarget(GradientTarget())(rows), rows.a)
+
+
+@pytest.mark.parametrize("loss", ["matching", "squared"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("copies", [1, 4])
+def test_a_normalized_run_depends_neither_on_batch_size_nor_on_reduction(loss, reduction, copies, mlp):
+    """Adam's steps do not see how many rows the local gradient is a sum of."""
+    results = []
+    for n, red in ((1, "mean"), (copies, reduction)):
+        model = mlp(6, 5, 3)
+        solver = FirstOrderSteps(torch.optim.Adam, eps=1e-16)
+        optimizer = LocoProp(model, 1e-3, loss=loss, target=NormalizedTarget(), activation_lr=0.05, solver=solver)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            x, y = (torch.randn(8, d, generator=generator, dtype=torch.float64) for d in (6, 3))
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(x.repeat(n, 1)), y.repeat(n, 1), reduction=red).backward()
+            optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
+
+
+def test_a_modified_target_takes_the_base_that_goes_with_the_loss(mlp):
+    for loss, base in (("squared", "GradientTarget()"), ("matching", "MirrorTarget()")):
+        optimizer = LocoProp(mlp(), loss=loss, target=NormalizedTarget(MomentumTarget(0.5)))
+        assert repr(optimizer.layers[0].target) == f"NormalizedTarget(MomentumTarget(0.5, {base}))"
+
+
+def test_a_layer_that_takes_the_squared_loss_keeps_the_modification(mlp, batches):
+    model = mlp(6, 5, 3, activation=nn.GELU)
+    optimizer = LocoProp(model, target=NormalizedTarget())
+    [(x, y)] = batches(1)
+    nn.functional.mse_loss(model(x), y).backward()
+    optimizer.step()
+    assert repr(optimizer.layers[0].target) == "NormalizedTarget(GradientTarget())"
+    assert optimizer.layers[0].loss.name == "squared"
+
+
+def test_a_modified_target_on_its_own_says_what_it_needs():
+    with pytest.raises(ValueError, match="base=MirrorTarget"):
+        NormalizedTarget()(make_rows())
+    with pytest.raises(TypeError, match="changes a Target"):
+        MomentumTarget(0.9, lambda rows: rows.a)
+    with pytest.raises(ValueError, match="momentum must be"):
+        MomentumTarget(1.0)
+
+
+def test_momentum_target_is_a_decayed_sum():
+    target = MomentumTarget(0.5, GradientTarget())
+    memory, total = {}, torch.zeros(4, dtype=torch.float64)
+    for k in range(3):
+        rows = make_rows(n=5 + k, seed=k, memory=memory)
+        expected = rows.a - 0.3 * (rows.g + 0.5 * total / (5 + k))
+        torch.testing.assert_close(target(rows), expected)
+        torch.testing.assert_close(target(rows), expected)  # asking twice changes nothing
+        total = 0.5 * total + rows.g.sum(0)
+        memory = {**memory, **rows.keep}
+        torch.testing.assert_close(memory["momentum"], total)
+
+
+def test_what_a_target_keeps_is_saved_and_loaded(mlp, batches, train):
+    data = batches(6)
+
+    def build():
+        model = mlp()
+        return model, LocoProp(model, 1e-2, target=MomentumTarget(0.9), solver=SGD)
+
+    model, optimizer = build()
+    train(model, optimizer, data[:3])
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, data[3:])
+    resumed, other = build()
+    resumed.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    train(resumed, other, data[3:])
+    for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+    forgetful, third = build()
+    forgetful.load_state_dict(saved[0])
+    train(forgetful, third, data[3:])
+    assert not torch.equal(model[0].weight, forgetful[0].weight)
+
+
+def test_a_failed_step_leaves_the_memory_as_it_was(mlp, batches, train):
+    model = mlp()
+    fail = []
+
+    class Careless(MomentumTarget):
+        def direction(self, rows):
+            direction = super().direction(rows)
+            if fail and rows.name == fail[0]:
+                raise RuntimeError("user's error")
+            return direction
+
+    optimizer = LocoProp(model, 1e-2, target=Careless(0.9), solver=SGD)
+    data = batches(3)
+    train(model, optimizer, data[:2])
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    fail.append("4")
+    with pytest.raises(RuntimeError, match="user's error"):
+        train(model, optimizer, data[2:])
+    after = optimizer.state_dict()["state"]
+    for key, entry in before.items():
+        if "memory" in entry:
+            assert torch.equal(entry["memory"]["target"]["momentum"], after[key]["memory"]["target"]["momentum"])
