@@ -209,7 +209,7 @@ def test_gram_form_is_taken_where_it_is_cheaper():
 def test_a_step_is_the_same_in_either_form(solver, mlp, batches, train, values, monkeypatch):
     results = []
     for gram in (True, False):
-        monkeypatch.setattr(Size, "prefers_gram", lambda self, steps, gram=gram: gram)
+        monkeypatch.setattr(Size, "prefers_gram", lambda self, count, parts=1, gram=gram: gram)
         model = mlp()
         train(model, LocoProp(model, lr=1e-3, loss="squared", solver=solver), batches(3))
         results.append(values(model))

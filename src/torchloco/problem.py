@@ -38,16 +38,16 @@ class Size:
         """Multiply-adds of one product over the rows, such as X W̃ᵀ."""
         return self.n * self.d_in * self.d_out
 
-    def gradients(self, count: int) -> int:
-        """Multiply-adds of that many further gradients, in the cheaper form."""
-        return min(self._by_rows(count), self._by_gram(count)) if self.quadratic else self._by_rows(count)
+    def gradients(self, count: int, parts: int = 1) -> int:
+        """Multiply-adds of that many further gradients, each over one of `parts` parts of the rows, or with C = XᵀX."""
+        return self._by_gram(count) if self.prefers_gram(count, parts) else self._by_rows(count, parts)
 
-    def prefers_gram(self, count: int) -> bool:
-        """Whether that many further gradients are cheaper with C = XᵀX at hand."""
-        return self.quadratic and self._by_gram(count) < self._by_rows(count)
+    def prefers_gram(self, count: int, parts: int = 1) -> bool:
+        """Whether they are cheaper with C = XᵀX at hand."""
+        return self.quadratic and self._by_gram(count) < self._by_rows(count, parts)
 
-    def _by_rows(self, count: int) -> int:
-        return count * 2 * self.product
+    def _by_rows(self, count: int, parts: int) -> int:
+        return count * 2 * self.product // parts
 
     def _by_gram(self, count: int) -> int:
         return self.n * self.d_in**2 + count * self.d_out * self.d_in**2
@@ -118,14 +118,14 @@ class LocalProblem:
     def gradient(self, new: list[Tensor]) -> Gradients:
         """The objective's gradients at the new weights. The memory is used again by the next call."""
         delta = self.loss.residual_(self.pre_activations(new), self.t, self.rows.transfer)
-        return self._regularized(self._products(delta), new)
+        return self.regularized(self._products(delta), new)
 
     def value_and_gradient(self, new: list[Tensor]) -> tuple[Tensor, Gradients]:
         """Both of them for the matrix products of one; see `value` and `gradient`."""
         a = self.pre_activations(new)
         value = self._regularized_value(self.loss.value(a, self.t, self.rows.transfer), new)
         delta = self.loss.residual_(a, self.t, self.rows.transfer)
-        return value, self._regularized(self._products(delta), new)
+        return value, self.regularized(self._products(delta), new)
 
     def first_residual(self) -> Tensor:
         """δ at the old weights, (N, d_out)."""
@@ -141,7 +141,7 @@ class LocalProblem:
         """
         gradients, scale = self._first
         gradients = [torch.mul(g, scale, out=buffer) for g, buffer in zip(gradients, self._buffers, strict=True)]
-        return self._regularized(gradients, self.old) if regularized else gradients
+        return self.regularized(gradients, self.old) if regularized else gradients
 
     def gram_gradient(self, new: list[Tensor]) -> Gradients:
         """The same gradients for a quadratic problem, from C = XᵀX instead of the rows."""
@@ -154,7 +154,7 @@ class LocalProblem:
             gradients[0].addr_(bias_change, self.row_sum)
             bias_gradient = torch.addmv(first[1], change, self.row_sum, beta=scale, out=self._buffers[1])
             gradients.append(bias_gradient.add_(bias_change, alpha=self.rows.x.shape[0]))
-        return self._regularized(gradients, new)
+        return self.regularized(gradients, new)
 
     def gram_value_and_gradient(self, new: list[Tensor]) -> tuple[Tensor, Gradients]:
         """Value and gradients of a quadratic problem from C; the value less what it is at the old weights."""
@@ -210,7 +210,8 @@ class LocalProblem:
             gradients.append(torch.sum(delta, 0, out=self._buffers[1]))
         return gradients
 
-    def _regularized(self, gradients: Gradients, new: list[Tensor]) -> Gradients:
+    def regularized(self, gradients: Gradients, new: list[Tensor]) -> Gradients:
+        """The gradients with the regularizer's added, in place."""
         if self.regularizer is not None:
             for g, w, old in zip(gradients, new, self.old, strict=True):
                 g.add_(self.regularizer.gradient(w, old))

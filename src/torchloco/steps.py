@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from torchloco.checks import check_count
+from torchloco.checks import check_count, check_range
 from torchloco.problem import Gradients, LocalProblem, Size
 from torchloco.rmsprop import RMSProp
+from torchloco.sampling import SampledGradients
 from torchloco.solvers import Solver, Task
 
 Schedule = Callable[[int, int], float]
@@ -39,6 +41,22 @@ SCHEDULES: dict[str, Schedule] = {"linear": linear_with_floor, "constant": const
 
 _NO_LONGER_FALLS = 1e-4
 """A step whose fall is below this share of the whole fall so far is the last one of a safe solve."""
+
+
+def check_rows(rows: float) -> float:
+    """The given fraction or number of rows: a float in (0, 1], or an int of at least 1.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Out of range.
+    """
+    if isinstance(rows, int) and not isinstance(rows, bool) and rows != 1:
+        check_count("local_rows", rows)
+        return rows
+    check_range("local_rows", rows, 0)
+    if rows > 1:
+        raise ValueError(f"local_rows must be a fraction in (0, 1] or a whole number of rows, got {rows!r}")
+    return float(rows)
 
 
 def refuse_closure(optimizer: Any) -> None:
@@ -69,6 +87,11 @@ class FirstOrderSteps(Solver):
         steps: T, >= 1; None takes the layer's `local_steps`.
         schedule: Factor on lr in local step j of T: "linear" (max(1 - j/T, 0.25), the authors'), "constant", "cosine",
             or a callable (j, T) → factor.
+        local_rows: How many rows each step after the first looks at: a fraction in (0, 1] or a whole number of rows.
+            The batch is cut into parts of about that size, which the steps take in turn. The first step's gradient is
+            that of all rows, and the others only estimate how it has changed since; their mean is unchanged.
+        local_dtype: Of the products over the rows in those steps, such as torch.bfloat16; default: the weights' own.
+            Weights, averages and pre-activations keep theirs.
         keep_state: Whether the optimizer's state persists over mini-batches, as in the paper, or starts anew with each.
         options: Further arguments of the optimizer, such as `momentum=0.9`.
 
@@ -84,6 +107,8 @@ class FirstOrderSteps(Solver):
         steps: int | None = None,
         schedule: str | Schedule = "linear",
         *,
+        local_rows: float = 1.0,
+        local_dtype: torch.dtype | None = None,
         keep_state: bool = True,
         **options: Any,
     ) -> None:
@@ -107,6 +132,12 @@ class FirstOrderSteps(Solver):
         self.steps = steps
         self.options = options
         self.schedule: Schedule = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+        self.local_rows = check_rows(local_rows)
+        if local_dtype is not None and not (isinstance(local_dtype, torch.dtype) and local_dtype.is_floating_point):
+            raise TypeError(
+                f"local_dtype must be a floating-point torch.dtype such as torch.bfloat16, got {local_dtype!r}"
+            )
+        self.local_dtype = local_dtype
         self.keep_state = bool(keep_state)
 
     @property
@@ -137,9 +168,24 @@ class FirstOrderSteps(Solver):
 
     def _descend(self, task: Task) -> None:
         steps, problem = self.steps or task.steps, task.problem
-        further = problem.gram_gradient if problem.size.prefers_gram(steps - 1) else problem.gradient
+        further = self._further(problem, steps - 1)
         for j in range(steps):
-            self._step(task, problem.first_gradient() if j == 0 else further(task.values), self.schedule(j, steps))
+            gradients = problem.first_gradient() if j == 0 else further(task.values, j)
+            self._step(task, gradients, self.schedule(j, steps))
+
+    def _further(self, problem: LocalProblem, count: int) -> Callable[[list[Tensor], int], Gradients]:
+        """How the gradients after the first are computed, from the new weights and the number of the step."""
+        size, own = problem.size, problem.weight.dtype
+        parts = self._parts(size.n)
+        gram = size.prefers_gram(count, parts)
+        if self.local_dtype not in (None, own) or (parts > 1 and not gram):
+            return SampledGradients(problem, parts, self.local_dtype or own, gram).gradient
+        form = problem.gram_gradient if gram else problem.gradient
+        return lambda new, j: form(new)
+
+    def _parts(self, n: int) -> int:
+        share = self.local_rows if isinstance(self.local_rows, float) else self.local_rows / max(1, n)
+        return max(1, round(1 / share)) if share < 1 else 1
 
     def _descend_safely(self, task: Task) -> None:
         steps, problem = self.steps or task.steps, task.problem
@@ -174,15 +220,17 @@ class FirstOrderSteps(Solver):
 
     def multiply_adds(self, size: Size, steps: int) -> int:
         """Those of T - 1 gradients, in the cheaper form; the first is autograd's."""
-        return size.gradients((self.steps or steps) - 1)
+        return size.gradients((self.steps or steps) - 1, self._parts(size.n))
 
     def __repr__(self) -> str:
         name = getattr(self.optimizer, "__name__", repr(self.optimizer))
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
         steps = "" if self.steps is None else f", steps={self.steps}"
         keep = "" if self.keep_state else ", keep_state=False"
+        rows = "" if self.local_rows == 1.0 else f", local_rows={self.local_rows:g}"
+        dtype = "" if self.local_dtype is None else f", local_dtype={self.local_dtype}"
         schedule = getattr(self.schedule, "__name__", self.schedule)
-        return f"FirstOrderSteps({name}{steps}{options}, schedule={schedule}{keep})"
+        return f"FirstOrderSteps({name}{steps}{options}, schedule={schedule}{rows}{dtype}{keep})"
 
 
 def _evaluation(problem: LocalProblem, count: int) -> Callable[[list[Tensor]], tuple[float, Gradients]]:
