@@ -94,7 +94,7 @@ def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr:
         p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root, value=lr))
 
 
-_BLOCK = 1 << 19
+_BLOCK = 1 << 20
 
 
 def _blocks(tensors: list[Tensor]) -> Iterable[Sequence[Tensor]]:

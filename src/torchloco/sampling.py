@@ -18,8 +18,9 @@ class SampledGradients:
 
     ∇J(W) is autograd's, over all rows and at no cost, so that sampling and rounding touch only what the gradient has
     changed by since (as in SVRG, Johnson and Zhang 2013). Over the parts its mean is the exact gradient.
-    Pre-activations at W are the forward pass's; only their change X(W̃ - W)ᵀ is computed in low precision, as the residual is a small
-    difference of large numbers. For quadratic losses C = XᵀX can stand for the rows, where that is cheaper.
+    Pre-activations at W are the forward pass's; only their change X(W̃ - W)ᵀ is computed in low precision, as the
+    residual is a small difference of large numbers. For quadratic losses C = XᵀX can stand for the rows, where that is
+    cheaper.
 
     Args:
         problem: The local problem.
@@ -41,55 +42,68 @@ class SampledGradients:
 
     def gradient(self, new: list[Tensor], j: int) -> Gradients:
         """The gradients of local step j. The memory is used again by the next call."""
-        torch.sub(new[0], self._problem.weight, out=self._displacement)
-        bias_change = new[1] - self._problem.old[1] if len(new) > 1 else None
-        by_part = self._by_gram if self._gram else self._by_rows
-        changes, scale = by_part(j % self._parts, bias_change)
-        gradients = [
-            torch.add(first, change, alpha=scale, out=buffer)
-            for first, change, buffer in zip(self._first, changes, self._buffers, strict=True)
-        ]
-        return self._problem.regularized(gradients, new)
+        return self._problem.regularized(self._by_gram(new) if self._gram else self._by_rows(new, j % self._parts), new)
 
-    def _by_rows(self, k: int, bias_change: Tensor | None) -> tuple[Gradients, float]:
-        """The gradient's change on part k, and what makes it an estimate of the whole."""
+    def _by_rows(self, new: list[Tensor], k: int) -> Gradients:
+        """From part k."""
         x = self._rows(k)
-        change = x @ self._displacement.t()
-        if bias_change is not None:
-            change = change + bias_change
-        delta = self._residual_change(k, change)
-        changes = [delta.to(self._dtype).t() @ x]
-        if bias_change is not None:
-            changes.append(delta.sum(0))
-        return changes, self._problem.rows.x.shape[0] / max(1, len(x))
+        delta = self._residual_change(k, x, new)
+        scale = self._problem.rows.x.shape[0] / max(1, len(x))
+        gradients = [self._sum(delta.t(), x, scale)]
+        if len(new) > 1:
+            gradients.append(torch.add(self._first[1], delta.sum(0), alpha=scale, out=self._buffers[1]))
+        return gradients
 
-    def _by_gram(self, k: int, bias_change: Tensor | None) -> tuple[Gradients, float]:
-        """The gradient's change from C."""
-        changes = [self._displacement @ self._c]
-        if bias_change is not None:
-            changes[0] = torch.addr(changes[0].to(bias_change.dtype), bias_change, self._problem.row_sum)
-            mixed = torch.mv(self._displacement.to(bias_change.dtype), self._problem.row_sum)
-            changes.append(mixed.add_(bias_change, alpha=self._problem.rows.x.shape[0]))
-        return changes, 1.0
+    def _sum(self, left: Tensor, right: Tensor, scale: float) -> Tensor:
+        """∇J(W) + scale · left @ right."""
+        first, out = self._first[0], self._buffers[0]
+        if self._dtype == first.dtype:
+            return torch.addmm(first, left, right, alpha=scale, out=out)
+        out.copy_(left.to(self._dtype) @ right)
+        return torch.add(first, out, alpha=scale, out=out)
+
+    def _residual_change(self, k: int, x: Tensor, new: list[Tensor]) -> Tensor:
+        """δ(W̃) - δ(W) of part k."""
+        rows, loss = self._problem.rows, self._problem.loss
+        a = rows.a[k :: self._parts]
+        if self._dtype == a.dtype and not self._problem.quadratic:
+            moved = x @ new[0].t() if len(new) == 1 else torch.addmm(new[1], x, new[0].t())
+            if len(new) == 1 and self._problem.bias is not None:
+                moved += self._problem.bias
+        else:
+            moved = (x @ self._displacement(new).t()).to(a.dtype)
+            if len(new) > 1:
+                moved += new[1] - self._problem.old[1]
+            if self._problem.quadratic:
+                return moved
+            moved += a
+        if type(loss) is MatchingLoss:
+            if k not in self._ys:
+                self._ys[k] = rows.transfer.apply_(a.clone())
+            return rows.transfer.apply_(moved).sub_(self._ys[k])
+        t = self._problem.t[k :: self._parts]
+        return loss.residual(moved, t, rows.transfer) - loss.residual(a, t, rows.transfer)
+
+    def _by_gram(self, new: list[Tensor]) -> Gradients:
+        """From C."""
+        change = self._displacement(new)
+        gradients = [self._sum(change, self._c, 1.0)]
+        if len(new) > 1:
+            bias_change, row_sum = new[1] - self._problem.old[1], self._problem.row_sum
+            gradients[0].addr_(bias_change, row_sum)
+            mixed = torch.addmv(self._first[1], new[0] - self._problem.weight, row_sum, out=self._buffers[1])
+            gradients.append(mixed.add_(bias_change, alpha=self._problem.rows.x.shape[0]))
+        return gradients
+
+    def _displacement(self, new: list[Tensor]) -> Tensor:
+        """W̃ - W."""
+        change = torch.sub(new[0], self._problem.weight, out=self._scratch)
+        return change if self._dtype == change.dtype else self._narrow.copy_(change)
 
     def _rows(self, k: int) -> Tensor:
         if k not in self._xs:
             self._xs[k] = self._problem.rows.x[k :: self._parts].to(self._dtype).contiguous()
         return self._xs[k]
-
-    def _residual_change(self, k: int, change: Tensor) -> Tensor:
-        """δ(W̃) - δ(W) of a part, given the change of its pre-activations."""
-        problem = self._problem
-        rows, part = problem.rows, slice(k, None, self._parts)
-        if problem.quadratic:
-            return change
-        a = rows.a[part]
-        if type(problem.loss) is MatchingLoss:
-            if k not in self._ys:
-                self._ys[k] = rows.transfer(a)
-            return rows.transfer.apply_(a + change).sub_(self._ys[k])
-        t = problem.t[part]
-        return problem.loss.residual(a + change, t, rows.transfer) - problem.loss.residual(a, t, rows.transfer)
 
     @cached_property
     def _c(self) -> Tensor:
@@ -97,7 +111,11 @@ class SampledGradients:
         return x.t() @ x
 
     @cached_property
-    def _displacement(self) -> Tensor:
+    def _scratch(self) -> Tensor:
+        return torch.empty_like(self._problem.weight)
+
+    @cached_property
+    def _narrow(self) -> Tensor:
         return torch.empty_like(self._problem.weight, dtype=self._dtype)
 
     @cached_property
