@@ -416,12 +416,12 @@ def test_target_rule_that_fails_at_a_later_layer(mlp, batches, train, values, sa
 
 
 def test_loss_that_fails_at_a_later_layer(mlp, batches, train, values, same):
-    """The derivative of a transfer is missing."""
+    """The integral of a transfer is missing, and safe solves need it."""
     model = mlp(6, 5, 3, activation=nn.Tanh)
     last = Transfer("arctan", torch.atan)
-    optimizer = LocoProp(model, lr=1e-2, loss=PostActivationLoss(), target=lambda rows: rows.y - rows.g, output=last)
+    optimizer = LocoProp(model, lr=1e-2, safe=True, output=last)
     before = values(model)
-    with pytest.raises(ValueError, match=r"derivative of transfer 'arctan'.*Transfer\(derivative="):
+    with pytest.raises(ValueError, match=r"integral of transfer 'arctan'.*Transfer\(integral="):
         train(model, optimizer, batches(1))
     assert same(values(model), before)
 

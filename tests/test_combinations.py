@@ -252,3 +252,30 @@ def test_every_solver_trains_with_every_outer_rule(solver, outer, safe):
         optimizer.step()
         losses.append(value.item())
     assert losses[-1] < losses[0]
+
+
+SMOOTH = ["tanh", "sigmoid", "softmax", "softsign", "softplus"]
+
+
+@pytest.mark.parametrize(
+    ("solver", "transfer"),
+    [(solver, transfer) for solver in (Newton(), Newton(direct=0)) for transfer in [*SMOOTH, "hardtanh", "relu"]]
+    + [(Anderson(), transfer) for transfer in SMOOTH],
+    ids=repr,
+)
+@pytest.mark.parametrize("scale", [0.3, 3.0, 20.0])
+def test_convex_solvers_descend_from_saturated_weights(solver, transfer, scale):
+    for seed in range(4):
+        task = make_task(MatchingLoss(), MirrorTarget(), None, transfer, rows=40)
+        with torch.no_grad():
+            for k, p in enumerate(task.params):
+                p.copy_(scale * draw(*p.shape, seed=10 * seed + k))
+        problem = task.problem
+        problem.weight, problem.bias = (p.detach().clone() for p in task.params)
+        problem.rows.a = problem.rows.x @ problem.weight.t() + problem.bias
+        problem.rows.g = 0.1 * (problem.rows.y - get_transfer(transfer)(draw(40, 3, seed=seed)))
+        problem.gradients = [problem.rows.g.t() @ problem.rows.x, problem.rows.g.sum(0)]
+        before = problem.value(problem.old).item()
+        solve(solver, task)
+        after = problem.value(task.values).item()
+        assert after <= before + 1e-12 * abs(before), (seed, before, after)

@@ -485,11 +485,8 @@ def test_the_table_says_what_is_needed_of_f(solver):
     regularizer = SquaredDistance(1e3) if solver == "ProximalStep()" else None
     make = eval(solver, vars(torchloco))
     optimizer = LocoProp(model, loss=loss, solver=make, transfers={"0": UNKNOWN}, regularizer=regularizer)
-    if "f′" in needs:
-        with pytest.raises(ValueError, match="needs the derivative"):
-            step(model, optimizer, d_out=4)
-    else:
-        step(model, optimizer, d_out=4)
+    assert ("f′" in needs) == (solver.startswith("Newton"))
+    step(model, optimizer, d_out=4)  # autograd gives what is not known
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -501,10 +498,6 @@ def test_the_table_says_what_a_loss_needs_of_f(name):
         target = GradientTarget() if name != "matching" else None
         step(model, LocoProp(model, loss=LOSSES[name], target=target, transfers={"0": UNKNOWN}, safe=safe), d_out=4)
 
-    if "f′" in needs:
-        with pytest.raises(ValueError, match="derivative of transfer 'unknown' is not known"):
-            take_a_step(safe=False)
-        return
     take_a_step(safe=False)
     if "F for its value" in needs:
         with pytest.raises(ValueError, match="integral of transfer 'unknown' is not known"):

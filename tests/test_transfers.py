@@ -1,5 +1,7 @@
 """Transfer functions: F′ = f, overflow-safe, with the conjugates that make Bregman divergences."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -227,9 +229,22 @@ def test_unknown_integral_is_said():
         MatchingLoss().value(grid(), grid(), get_transfer("gelu"))
 
 
-def test_unknown_derivative_is_said():
-    with pytest.raises(ValueError, match=r"derivative of transfer 'gelu'.*Transfer\(derivative="):
-        get_transfer("gelu").vjp(grid(), grid())
+@pytest.mark.parametrize("name", ["gelu", "tanh", "softmax"])
+def test_a_derivative_that_is_not_given_is_autograds(name):
+    known = get_transfer(name)
+    unknown = dataclasses.replace(known, derivative=None)
+    a, r = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    leaf = a.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(known(leaf), leaf, r)
+    with torch.no_grad():
+        assert_close(unknown.vjp(a, r), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_units_may_be_mixed_in_other_ways_than_softmax():
+    onto_ball = Transfer("ball", lambda a: a / (1 + a.square().sum(-1, keepdim=True)).sqrt(), elementwise=False)
+    a, r = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    jacobians = torch.stack([torch.autograd.functional.jacobian(onto_ball.function, row) for row in a])
+    assert_close(onto_ball.vjp(a, r), torch.einsum("nij,ni->nj", jacobians, r), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ Activation = Literal["tanh", "relu"]
 DATA_NAMES: tuple[str, ...] = get_args(DataName)
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
-FigureName = Literal["local-losses"]
+FigureName = Literal["local-losses", "second-order"]
 
 # The methods that are compared unless others are named, and the further recipes of torchloco.
 MAIN_METHODS = ("locoprop-m", "locoprop-s", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam")
 MORE_METHODS = (
+    "locoprop-m-fast",
+    "locoprop-s-fast",
     "locoprop-m-adam",
     "locoprop-m-anderson",
     "locoprop-s-exact",

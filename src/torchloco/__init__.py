@@ -13,7 +13,15 @@ from torchloco.regularizers import Regularizer, RelativeEntropy, SquaredDistance
 from torchloco.rmsprop import RMSProp
 from torchloco.solvers import ProximalStep, Solver, Task
 from torchloco.steps import FirstOrderSteps
-from torchloco.targets import GradientTarget, LayerRows, MirrorTarget, MomentumTarget, NormalizedTarget, Target
+from torchloco.targets import (
+    GradientTarget,
+    LayerRows,
+    MirrorTarget,
+    ModifiedTarget,
+    MomentumTarget,
+    NormalizedTarget,
+    Target,
+)
 from torchloco.transfers import Transfer, get_transfer, register_transfer, transfer_names
 
 __version__ = "0.1.0"
@@ -32,6 +40,7 @@ __all__ = [
     "Loss",
     "MatchingLoss",
     "MirrorTarget",
+    "ModifiedTarget",
     "MomentumTarget",
     "Newton",
     "NormalizedTarget",

@@ -26,7 +26,8 @@ class Anderson(Solver):
     Each unit has mixing coefficients of its own, from a least-squares problem of `memory` unknowns (all units share
     them for transfers that mix units, as softmax). For the squared loss an iteration is one of GMRES. It costs two
     products over the rows, as a first-order step does; the step h is 1 / (max f′ · largest eigenvalue of C). `lr` has
-    no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size. Source: Walker and Ni,
+    no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size. Where f has kinks the
+    objective may rise; `LocoProp(safe=True)` does not let it. Source: Walker and Ni,
     "Anderson acceleration for fixed-point iterations", 2011.
 
     Args:
@@ -153,11 +154,12 @@ class _Mixing:
 
 
 def _slope(problem: LocalProblem) -> float:
-    """A bound on f′ over the rows as they are now; 1 where f′ is not known, which no usual transfer exceeds."""
-    transfer = problem.rows.transfer
-    if problem.quadratic or not transfer.elementwise or transfer.derivative is None:
+    """The largest f′ at the rows' pre-activations and near zero, where saturated units may come to; 1 for softmax."""
+    transfer, a = problem.rows.transfer, problem.rows.a
+    if problem.quadratic or not transfer.elementwise:
         return 1.0
-    return float(transfer.derivative(problem.rows.a).max()) if problem.rows.a.numel() else 1.0
+    places = torch.cat([a.flatten(), torch.linspace(-3, 3, 13, dtype=a.dtype, device=a.device)])
+    return float(transfer.vjp(places, torch.ones_like(places)).max())
 
 
 def _largest_eigenvalue(task: Task) -> float:

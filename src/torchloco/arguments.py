@@ -85,7 +85,9 @@ def resolve_solver(solver: Solver | Callable[..., Optimizer] | None) -> Solver:
     """
     if isinstance(solver, Solver):
         return solver
-    return FirstOrderSteps(solver)
+    if isinstance(solver, type) and issubclass(solver, Solver):
+        raise TypeError(f"solver must be a Solver object, got the class; write solver={solver.__name__}()")
+    return FirstOrderSteps(solver)  # type: ignore[arg-type]
 
 
 def output_transfer(output: Any) -> Transfer:

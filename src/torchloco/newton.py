@@ -9,12 +9,14 @@ from torchloco.anderson import check_convex
 from torchloco.checks import check_count, check_range
 from torchloco.conjugate import conjugate_gradient
 from torchloco.exact import curvature, damped_cholesky
-from torchloco.losses import Loss
+from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
 from torchloco.solvers import Solver, Task, joined, move, split, with_ones
 
-_HALVINGS = 6
+_TRIES = 8
+_CUT = 0.25
+_OVERSHOOT = 0.1  # share of the first slope that the last one may have
 _CHUNK = 1 << 24  # entries of the Hessians that are held at once
 
 
@@ -24,9 +26,9 @@ class Newton(Solver):
     Each unit k has a Hessian of its own, H_k = Xᵀ diag(f′(a_k)) X. They are formed and factorised where that takes at
     most `direct` multiply-adds per iteration, N·d_in²·d_out + d_out·d_in³/6: layers of up to some hundred units and
     inputs on a batch of a thousand. Larger layers, and transfers that mix units, as softmax, solve H Δ = -∇J by
-    conjugate gradients, an iteration of which costs two products over the rows. A step is halved, unit by unit, as long
-    as it would not let the gradient fall. `lr` and `local_steps` have no part in it: `activation_lr`, times what a
-    scheduler has made of lr, is the step size.
+    conjugate gradients, an iteration of which costs two products over the rows. A step that goes too far is cut,
+    unit by unit. `lr` and `local_steps` have no part in it: `activation_lr`, times what a scheduler has made of lr, is
+    the step size.
 
     Args:
         iterations: >= 1.
@@ -63,14 +65,9 @@ class Newton(Solver):
         """Iterate from the old weights; see `Solver.solve`."""
         problem = task.problem
         transfer = problem.rows.transfer
-        if transfer.elementwise and transfer.derivative is None and not problem.quadratic:
-            raise ValueError(
-                f"layer {problem.rows.name!r}: Newton needs the derivative of transfer {transfer.name!r}, which is not "
-                "known; give Transfer(derivative=...), or use FirstOrderSteps or Anderson"
-            )
         x = with_ones(task)
         old = joined(problem.old)
-        weights, gradient = old.clone(), joined(problem.first_gradient()).clone()
+        weights, gradient = old.clone(), joined(problem.first_gradient())
         damping = self.damping * float(x.square().sum()) / x.shape[1] + torch.finfo(x.dtype).tiny
         per_unit = transfer.elementwise or problem.quadratic
         dims = (1,) if per_unit else (0, 1)
@@ -79,17 +76,24 @@ class Newton(Solver):
             if not norm.any():
                 break
             change = self._direction(x, weights, gradient, damping, task)
-            active = norm > 0
-            for _ in range(_HALVINGS):
+            active, slope = norm > 0, (gradient * change).sum(dims, keepdim=True)
+            value = _values(problem, weights, old, task)
+            for _ in range(_TRIES):
                 trial = torch.where(active, weights + change, weights)
+                reached = _values(problem, trial, old, task)
+                fallen = torch.zeros_like(active) if value is None or reached is None else reached <= value
                 trial_gradient = joined(problem.gradient(split(trial, task)))
-                better = active & (trial_gradient.norm(dim=dims, keepdim=True) < norm)
+                # A convex function has fallen where its slope is still downhill. Close to the minimum, where rounding
+                # hides by how much the value falls, the gradient's norm tells.
+                end_slope = (trial_gradient * change).sum(dims, keepdim=True)
+                close = (end_slope <= -_OVERSHOOT * slope) & (trial_gradient.norm(dim=dims, keepdim=True) < norm / 2)
+                better = active & (fallen | (end_slope <= 0) | close)
                 weights = torch.where(better, trial, weights)
                 gradient = torch.where(better, trial_gradient, gradient)
                 active = active & ~better
                 if not active.any():
                     break
-                change = change / 2
+                change, slope = change * _CUT, slope * _CUT
         move(task, weights - old)
 
     def _direction(self, x: Tensor, weights: Tensor, gradient: Tensor, damping: float, task: Task) -> Tensor:
@@ -99,7 +103,8 @@ class Newton(Solver):
         ridge = damping + curvature(problem)
         a = problem.pre_activations(split(weights, task))
         if problem.quadratic or transfer.elementwise:
-            slopes = torch.ones_like(a) if problem.quadratic or transfer.derivative is None else transfer.derivative(a)
+            ones = torch.ones_like(a)
+            slopes = ones if problem.quadratic else transfer.vjp(a, ones)
             if self._is_direct(problem.size):
                 return -_solve_each(x, slopes, gradient, ridge, problem)
 
@@ -118,14 +123,34 @@ class Newton(Solver):
         return size.d_out * (size.n * size.d_in**2 + size.d_in**3 // 6) <= self.direct
 
     def multiply_adds(self, size: Size, steps: int) -> int:
-        """Those of all iterations without halvings; softmax layers count as if their units were apart."""
+        """Those of all iterations if no step is cut; softmax layers count as if their units were apart."""
         if self._is_direct(size):
             hessians = size.d_out * (size.n * size.d_in**2 + size.d_in**3 // 6)
-            return self.iterations * (3 * size.product + hessians)
-        return self.iterations * (3 + 2 * self.conjugate_gradients) * size.product
+            return self.iterations * (5 * size.product + hessians)
+        return self.iterations * (5 + 2 * self.conjugate_gradients) * size.product
 
     def __repr__(self) -> str:
         return f"Newton(iterations={self.iterations}, damping={self.damping:g})"
+
+
+def _values(problem: LocalProblem, weights: Tensor, old: Tensor, task: Task) -> Tensor | None:
+    """The objective up to a constant, by unit, (d_out, 1), or in all where units are mixed; None where F is unknown."""
+    transfer, t = problem.rows.transfer, problem.t
+    a = problem.pre_activations(split(weights, task))
+    if problem.quadratic or type(problem.loss) is SquaredLoss:
+        values = (a - t).square().sum(0)[:, None] / 2
+    elif transfer.integral is None:
+        return None
+    elif transfer.elementwise:
+        values = (transfer.integral(a) - t * a).sum(0)[:, None]
+    else:
+        values = (transfer.integral(a).sum() - (t * a).sum()).reshape(1, 1)
+    if problem.regularizer is not None:
+        change = weights - old
+        pull = joined([problem.regularizer.gradient(w, w) for w in problem.old])
+        penalties = (change * (pull + change * (curvature(problem) / 2))).sum(1, keepdim=True)
+        values = values + (penalties if len(values) == len(penalties) else penalties.sum())
+    return values
 
 
 def _solve_each(x: Tensor, slopes: Tensor, gradient: Tensor, ridge: float, problem: LocalProblem) -> Tensor:

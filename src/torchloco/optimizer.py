@@ -346,9 +346,9 @@ class LocoProp(Optimizer):
             source = decision.source if decision else "not known before the first forward pass"
             loss, target = self._objective.of(transfer)
             d_out, d_in = layer.weight.shape
-            cost = None
-            if layer.size is not None:
-                cost = self._solver.multiply_adds(layer.size, self._steps_of(layer))
+            cost = None if layer.size is None else self._solver.multiply_adds(layer.size, self._steps_of(layer))
+            if cost is not None and layer.size is not None:
+                cost += layer.size.first
             infos.append(LayerInfo(layer.name, (d_out, d_in), transfer, source, loss, target, self._solver, cost))
         return infos
 

@@ -26,12 +26,19 @@ class Size:
         d_in: Columns of the weight.
         d_out: Its rows, the units.
         quadratic: Whether the loss is the squared one on pre-activations, so that C = XᵀX can stand for the rows.
+        free: Whether the first gradient is a multiple of autograd's, and costs nothing.
     """
 
     n: int
     d_in: int
     d_out: int
     quadratic: bool
+    free: bool = True
+
+    @property
+    def first(self) -> int:
+        """Multiply-adds of the first gradient."""
+        return 0 if self.free else self.product
 
     @property
     def product(self) -> int:
@@ -176,7 +183,7 @@ class LocalProblem:
     def size(self) -> Size:
         """What its cost depends on."""
         d_out, d_in = self.weight.shape
-        return Size(self.rows.x.shape[0], d_in, d_out, self.quadratic)
+        return Size(self.rows.x.shape[0], d_in, d_out, self.quadratic, free=self._scale is not None)
 
     @property
     def old(self) -> list[Tensor]:

@@ -18,14 +18,37 @@ from torchloco.solvers import ProximalStep
 from torchloco.steps import FirstOrderSteps
 
 
-def locoprop_m(model: nn.Module, lr: float = 1e-5, **options: Any) -> LocoProp:
-    """LocoProp-M with the paper's settings: matching loss, mirror-descent target, ten steps of RMSProp."""
-    return LocoProp(model, lr, loss="matching", **options)
+FAST_ROWS = 64
+"""Rows that a step of the fast variants looks at. A count, since the sampling error depends on it and not on the share."""
 
 
-def locoprop_s(model: nn.Module, lr: float = 1e-5, **options: Any) -> LocoProp:
-    """LocoProp-S with the paper's settings: squared loss, gradient-descent target, ten steps of RMSProp."""
-    return LocoProp(model, lr, loss="squared", **options)
+def locoprop_m(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **options: Any) -> LocoProp:
+    """LocoProp-M: matching loss, mirror-descent target, ten steps of RMSProp.
+
+    Args:
+        model: The network.
+        lr: Base learning rate of the local steps, > 0.
+        paper: Whether every local step is over all rows, as in the paper; else those after the first look at 64 rows
+            each, which costs a fraction of it.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, lr, loss="matching", **_steps(paper), **options)
+
+
+def locoprop_s(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **options: Any) -> LocoProp:
+    """LocoProp-S: squared loss, gradient-descent target, ten steps of RMSProp.
+
+    Args:
+        model: The network.
+        lr: Base learning rate of the local steps, > 0.
+        paper: See `locoprop_m`.
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, lr, loss="squared", **_steps(paper), **options)
+
+
+def _steps(paper: bool) -> dict[str, Any]:
+    return {} if paper else {"solver": FirstOrderSteps(local_rows=FAST_ROWS)}
 
 
 def backprop(model: nn.Module, lr: float, **options: Any) -> LocoProp:

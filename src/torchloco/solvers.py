@@ -34,6 +34,7 @@ class Task:
             elsewhere.
         memory: What the solver has kept of this layer from earlier mini-batches, by name. Not to be written to.
         keep: What it wants to find there next time. Taken over, and saved with the optimizer, when the step succeeds.
+            As all optimizer state in torch, tensors take the weight's dtype when they are loaded; plain numbers do not.
     """
 
     problem: LocalProblem
@@ -136,9 +137,9 @@ def with_ones(task: Task) -> Tensor:
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Weight and bias (or their gradients) as one matrix, (d_out, d_in) or (d_out, d_in + 1)."""
+    """Weight and bias (or their gradients) as one new matrix, (d_out, d_in) or (d_out, d_in + 1)."""
     weight, *bias = tensors
-    return torch.cat([weight, bias[0][:, None]], 1) if bias else weight
+    return torch.cat([weight, bias[0][:, None]], 1) if bias else weight.clone()
 
 
 def split(matrix: Tensor, task: Task) -> list[Tensor]:

@@ -29,7 +29,7 @@ class Transfer:
         integral: F with ∇F = f, elementwise (for softmax one value per row, shape (N, 1)). Only needed to report the
             value of a matching loss; None if unknown.
         conjugate: F*, the convex conjugate, on post-activations; not finite outside the range of f. None if unknown.
-        derivative: f′, elementwise. Needed by losses on post-activations; None if unknown.
+        derivative: f′, elementwise; None leaves it to autograd.
         in_place: f written over its argument, where torch has such a form. Saves memory traffic, changes nothing else.
         monotone: Whether f is non-decreasing, so that its matching loss is convex.
         elementwise: False for transfers that mix the units of a row, such as softmax.
@@ -53,20 +53,13 @@ class Transfer:
         return self.function(a) if self.in_place is None else self.in_place(a)
 
     def vjp(self, a: Tensor, r: Tensor) -> Tensor:
-        """The product of `r` (N, d_out) with the Jacobian of f at `a`.
-
-        Raises:
-            ValueError: The derivative of this transfer is not known.
-        """
-        if not self.elementwise:
-            y = self.function(a)
-            return y * (r - (y * r).sum(-1, keepdim=True))
-        if self.derivative is None:
-            raise ValueError(
-                f"the derivative of transfer {self.name!r} is not known; give Transfer(derivative=...) "
-                "or choose a loss that does not need it (SquaredLoss, MatchingLoss)"
-            )
-        return r * self.derivative(a)
+        """The product of `r` (N, d_out) with the Jacobian of f at `a`; by autograd where `derivative` is not given."""
+        if self.derivative is not None:
+            return r * self.derivative(a)
+        with torch.enable_grad():
+            leaf = a.detach().requires_grad_()
+            (product,) = torch.autograd.grad(self.function(leaf), leaf, r)
+        return product
 
     def __repr__(self) -> str:
         return f"Transfer({self.name})"
