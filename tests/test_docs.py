@@ -74,7 +74,7 @@ def registry():
     """What the documentation registers is known to this module alone."""
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         patch.setattr(transfers, "_registry", dict(transfers._registry))
-        patch.setattr(transfers, "_modules", dict(transfers._modules))
+        patch.setattr(torchloco.registry, "_modules", dict(torchloco.registry._modules))
         yield
 
 

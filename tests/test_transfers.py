@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import torchloco.transfers as tf
-from torchloco import MatchingLoss, Transfer, get_transfer, register_transfer, transfer_names
+from torchloco import MatchingLoss, Transfer, get_transfer, register_transfer, registry, transfer_names
 
 ALL = {name: get_transfer(name) for name in transfer_names()} | {
     t.name: t
@@ -281,7 +281,7 @@ def test_names_are_sorted_and_all_known():
 @pytest.fixture
 def clean_registry(monkeypatch):
     monkeypatch.setattr(tf, "_registry", dict(tf._registry))
-    monkeypatch.setattr(tf, "_modules", dict(tf._modules))
+    monkeypatch.setattr(registry, "_modules", dict(registry._modules))
 
 
 @pytest.mark.usefixtures("clean_registry")
@@ -297,9 +297,9 @@ class TestRegister:
         assert register_transfer(own, self.Arctan) is own
         assert get_transfer("arctan") is own
         assert "arctan" in transfer_names()
-        assert tf.transfer_of_module(self.Arctan()) is own
-        assert tf.transfer_of_module(Special()) is own
-        assert tf.transfer_of_module(nn.Tanh()) is None
+        assert registry.transfer_of_module(self.Arctan()) is own
+        assert registry.transfer_of_module(Special()) is own
+        assert registry.transfer_of_module(nn.Tanh()) is None
 
     def test_taken_name(self):
         with pytest.raises(ValueError, match="'tanh' is registered already; choose another name"):

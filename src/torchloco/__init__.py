@@ -9,6 +9,7 @@ from torchloco.newton import Newton
 from torchloco.optimizer import LocoProp
 from torchloco.outer import Bounded, OuterOptimizer, OuterRule
 from torchloco.problem import LocalProblem, Size
+from torchloco.registry import register_transfer
 from torchloco.regularizers import Regularizer, RelativeEntropy, SquaredDistance, WeightDecay
 from torchloco.rmsprop import RMSProp
 from torchloco.solvers import ProximalStep, Solver, Task
@@ -22,7 +23,7 @@ from torchloco.targets import (
     NormalizedTarget,
     Target,
 )
-from torchloco.transfers import Transfer, get_transfer, register_transfer, transfer_names
+from torchloco.transfers import Transfer, get_transfer, transfer_names
 
 __version__ = "0.1.0"
 

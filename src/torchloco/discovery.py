@@ -9,64 +9,18 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from torchloco import transfers as tf
 from torchloco.layers import is_supported
-from torchloco.transfers import Transfer, get_transfer, transfer_of_module
-
-#: Nodes that move or cast entries and leave each as it is.
-_SHAPE_ONLY = frozenset(
-    f"{name}Backward"
-    for name in (
-        *("View", "UnsafeView", "ReshapeAlias", "Alias", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Expand"),
-        *("Clone", "ToCopy", "Slice", "Split", "SplitWithSizes", "Select", "AsStrided", "Unbind", "Unflatten"),
-    )
-)
-
-_BY_NODE: dict[str, Callable[[Any], Transfer]] = {
-    **{
-        f"{node}Backward": (lambda _, name=name: get_transfer(name))  # type: ignore[misc]
-        for node, name in {
-            "Tanh": "tanh",
-            "Sigmoid": "sigmoid",
-            "Relu": "relu",
-            "Softmax": "softmax",
-            "LogSoftmax": "softmax",
-            "BinaryCrossEntropyWithLogits": "sigmoid",
-            "MseLoss": "identity",
-            "Hardsigmoid": "hardsigmoid",
-            "LogSigmoid": "logsigmoid",
-            "Gelu": "gelu",
-            "Silu": "silu",
-            "Mish": "mish",
-            "Hardswish": "hardswish",
-        }.items()
-    },
-    "LeakyReluBackward": lambda node: tf.leaky_relu(node._saved_negative_slope),
-    "EluBackward": lambda node: (
-        get_transfer("selu") if abs(node._saved_scale - 1.0507) < 1e-4 else tf.elu(node._saved_alpha, node._saved_scale)
-    ),
-    "CeluBackward": lambda node: tf.celu(node._saved_alpha),
-    "HardtanhBackward": lambda node: (
-        get_transfer("relu6")
-        if (node._saved_min_val, node._saved_max_val) == (0, 6)
-        else tf.hardtanh(node._saved_min_val, node._saved_max_val)
-    ),
-    "SoftplusBackward": lambda node: tf.softplus(node._saved_beta),
-}
-
-
-_AXES_MOVED = frozenset({"TBackward", "TransposeBackward", "PermuteBackward"})
-_SOFTMAX = frozenset({"SoftmaxBackward", "LogSoftmaxBackward"})
-_LOSSES = frozenset({"LogSoftmaxBackward", "BinaryCrossEntropyWithLogitsBackward", "MseLossBackward"})
+from torchloco.nodes import AXES_MOVED, BY_NODE, LOSSES, SHAPE_ONLY, SOFTMAX, is_softsign, kind_of
+from torchloco.registry import transfer_of_module
+from torchloco.transfers import Transfer, get_transfer
 
 
 @dataclass(frozen=True)
@@ -219,7 +173,7 @@ class Discovery:
             if node in self._walked:
                 continue
             self._walked.add(node)
-            if _kind(node) in _SOFTMAX:  # the backward pass will free what it has saved
+            if kind_of(node) in SOFTMAX:  # the backward pass will free what it has saved
                 result = node._saved_result  # type: ignore[attr-defined]
                 axis = node._saved_dim  # type: ignore[attr-defined]
                 self._axes[node] = (axis if axis < result.dim() else axis - (1 << 64) + result.dim(), result.shape)
@@ -241,28 +195,28 @@ class Discovery:
                 return Decision(self.output, "output="), False
             where = "the model's output" if fate.at_end else "met nothing inside a module"
             return Decision(identity, f"{where}; output= names its loss's transfer"), False
-        kinds = sorted({_kind(n) for n in fate.consumers})
+        kinds = sorted({kind_of(n) for n in fate.consumers})
         labels = sorted({transfer.name for transfer in fate.claims})
         labels += [kind.removesuffix("Backward") for kind in kinds]
         if fate.into_layer:
             labels.append("a layer")
         # A model may return its logits beside the loss that it computes of them; else part of the units go elsewhere.
-        if fate.at_end and not (kinds and set(kinds) <= _LOSSES):
+        if fate.at_end and not (kinds and set(kinds) <= LOSSES):
             labels.append("the model's output")
         label = "met " + ", ".join(labels)
-        if _is_softsign(fate.consumers) and len(labels) == 2:
+        if is_softsign(fate.consumers) and len(labels) == 2:
             return Decision(get_transfer("softsign"), "met Softsign"), True
         if len(labels) > 1:
             return Decision(identity, label), True
         if fate.claims:
             return Decision(fate.claims[0], label + "'s module"), True
-        if kinds[0] not in _BY_NODE:
+        if kinds[0] not in BY_NODE:
             return Decision(identity, label), True
-        if kinds[0] in _SOFTMAX and not self._is_over_units(fate, width):
+        if kinds[0] in SOFTMAX and not self._is_over_units(fate, width):
             return Decision(identity, label + " over another axis than the units"), True
         if kinds[0] == "LogSoftmaxBackward" and not self._ends_in_loss(fate.consumers):
             return Decision(identity, label + " that no loss follows"), True
-        transfer = _BY_NODE[kinds[0]](fate.consumers[0])
+        transfer = BY_NODE[kinds[0]](fate.consumers[0])
         if transfer.name == "relu" and self._is_squared(fate.consumers):
             return Decision(get_transfer("relu_squared"), label + ", squared"), True
         return Decision(transfer, label), True
@@ -281,9 +235,9 @@ class Discovery:
             for consumer in self._consumers.get(current, ()):
                 if consumer in inside:
                     continue
-                kind = _kind(consumer)
-                fate.axes_moved |= kind in _AXES_MOVED
-                (stack if kind in _SHAPE_ONLY else fate.consumers).append(consumer)
+                kind = kind_of(consumer)
+                fate.axes_moved |= kind in AXES_MOVED
+                (stack if kind in SHAPE_ONLY else fate.consumers).append(consumer)
         return fate
 
     def _is_over_units(self, fate: _Fate, width: int) -> bool:
@@ -298,7 +252,7 @@ class Discovery:
         return all(
             fate.consumers
             and not (fate.into_layer or fate.at_end or fate.claims)
-            and all(_kind(n) == "PowBackward" and getattr(n, "_saved_exponent", None) == 2 for n in fate.consumers)
+            and all(kind_of(n) == "PowBackward" and getattr(n, "_saved_exponent", None) == 2 for n in fate.consumers)
             for fate in fates
         )
 
@@ -306,7 +260,7 @@ class Discovery:
         """Whether log-softmax is the model's output or goes into a negative log-likelihood."""
         fates = [self._fate(n) for n in softmaxes]
         return not any(fate.into_layer or fate.claims for fate in fates) and all(
-            _kind(n).startswith("NllLoss") for fate in fates for n in fate.consumers
+            kind_of(n).startswith("NllLoss") for fate in fates for n in fate.consumers
         )
 
 
@@ -340,24 +294,6 @@ class _ClaimHook:
 
     def __reduce__(self) -> tuple[type[_ClaimHook], tuple[()]]:
         return (_ClaimHook, ())
-
-
-def _kind(node: Node) -> str:
-    """A node's name without the overload's number: AddmmBackward0 → AddmmBackward. Users' own functions differ."""
-    own = isinstance(node, BackwardCFunction)
-    return ("custom " if own else "") + node.name().rstrip("0123456789")
-
-
-def _is_softsign(met: list[Node]) -> bool:
-    """X / (1 + |x|), which torch records as its parts."""
-    kinds = {_kind(n): n for n in met}
-    if set(kinds) != {"AbsBackward", "DivBackward"} or len(met) != 2:
-        return False
-    try:
-        x, denominator = kinds["AbsBackward"]._saved_self, kinds["DivBackward"]._saved_other  # type: ignore[attr-defined]
-    except (AttributeError, RuntimeError):  # freed by the backward pass
-        return False
-    return denominator.shape == x.shape and torch.allclose(denominator, 1 + x.abs())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

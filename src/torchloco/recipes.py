@@ -17,9 +17,8 @@ from torchloco.regularizers import RelativeEntropy, SquaredDistance
 from torchloco.solvers import ProximalStep
 from torchloco.steps import FirstOrderSteps
 
-
 FAST_ROWS = 64
-"""Rows that a step of the fast variants looks at. A count, since the sampling error depends on it and not on the share."""
+"""Rows that a step of the fast variants looks at; a count, since that and not the share makes the sampling error."""
 
 
 def locoprop_m(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **options: Any) -> LocoProp:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 TensorMap = Callable[[Tensor], Tensor]
 
@@ -278,7 +278,6 @@ _registry: dict[str, Transfer] = {
         softplus(),
     )
 }
-_modules: dict[type[nn.Module], Transfer] = {}
 
 
 def transfer_names() -> list[str]:
@@ -308,32 +307,18 @@ def get_transfer(transfer: str | Transfer) -> Transfer:
     return _registry[transfer]
 
 
-def register_transfer(transfer: Transfer, *modules: type[nn.Module]) -> Transfer:
-    """Make a transfer function known by its name, and to discovery by the modules that compute it.
-
-    Args:
-        transfer: The transfer function; its name must be free.
-        modules: Module classes whose forward is f. A supported layer whose output enters such a module gets it.
+def add_transfer(transfer: Transfer) -> None:
+    """Make a transfer function known by its name.
 
     Raises:
-        TypeError: Not a `Transfer`, or a module that is not a class of `nn.Module`.
+        TypeError: Not a `Transfer`.
         ValueError: The name is taken.
     """
     if not isinstance(transfer, Transfer):
         raise TypeError(f"register_transfer takes a torchloco.Transfer, got {type(transfer).__name__}")
-    for module in modules:
-        if not (isinstance(module, type) and issubclass(module, nn.Module)):
-            raise TypeError(f"register_transfer takes nn.Module classes after the transfer, got {module!r}")
     if transfer.name in _registry:
         raise ValueError(f"a transfer function named {transfer.name!r} is registered already; choose another name")
     _registry[transfer.name] = transfer
-    _modules.update(dict.fromkeys(modules, transfer))
-    return transfer
-
-
-def transfer_of_module(module: nn.Module) -> Transfer | None:
-    """The transfer function registered for this module's class, if any."""
-    return next((_modules[cls] for cls in type(module).__mro__ if cls in _modules), None)
 
 
 def nearest(name: str, known: list[str]) -> str:

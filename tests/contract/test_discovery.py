@@ -231,7 +231,7 @@ def test_one_activation_module_in_many_places():
 @pytest.fixture
 def clean_registry(monkeypatch):
     monkeypatch.setattr(torchloco.transfers, "_registry", dict(torchloco.transfers._registry))
-    monkeypatch.setattr(torchloco.transfers, "_modules", dict(torchloco.transfers._modules))
+    monkeypatch.setattr(torchloco.registry, "_modules", dict(torchloco.registry._modules))
 
 
 @pytest.mark.usefixtures("clean_registry")
