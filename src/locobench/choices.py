@@ -11,7 +11,7 @@ MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 FigureName = Literal["local-losses", "second-order"]
 
-# The methods that are compared unless others are named, and the further recipes of torchloco.
+# The methods that are compared unless others are named, and the others.
 MAIN_METHODS = ("locoprop-m", "locoprop-s", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam")
 MORE_METHODS = (
     "locoprop-m-fast",
@@ -26,4 +26,7 @@ MORE_METHODS = (
     "exponentiated-gradient",
     "backprop",
     "sgd-momentum",
+    "muon",
+    "soap",
+    "shampoo",
 )

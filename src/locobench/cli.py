@@ -12,9 +12,7 @@ from locobench import __version__
 from locobench.choices import MAIN_METHODS, MORE_METHODS, Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
 
-METHODS_HELP = (
-    f"{', '.join(MAIN_METHODS)} (together: main); further recipes of torchloco: {', '.join(MORE_METHODS)}; all for both"
-)
+METHODS_HELP = f"{', '.join(MAIN_METHODS)} (together: main); others: {', '.join(MORE_METHODS)}; all for both"
 
 app = typer.Typer(
     name="locobench",

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from locobench.choices import MAIN_METHODS
 from locobench.errors import BenchError
+from locobench.pairs import Pair
 from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, RMSProp, recipes
 
 
@@ -38,6 +39,16 @@ class Method:
     def rate(self, data: str) -> float:
         """The base learning rate on that data set, unless `--lr` gives another."""
         return self.searched.get(data, self.lr)
+
+
+def _pytorch_optimizer(name: str) -> Callable[..., Optimizer]:
+    """A class of that library, which is imported only where it is needed."""
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        raise BenchError(f"{name} is not installed: pip install pytorch_optimizer") from error
+    made: Callable[..., Optimizer] = getattr(pytorch_optimizer, name)
+    return made
 
 
 _TABLE = [
@@ -213,6 +224,32 @@ _TABLE = [
         lr=1e-3,
         searched={"curves": 1e-2},
         note="betas 0.9 and 0.999",
+    ),
+    Method(
+        "muon",
+        "Muon",
+        lambda model, lr: Pair(model, lambda ps: torch.optim.Muon(ps, lr=lr), torch.optim.AdamW),
+        lr=2e-2,
+        cost=1.6,
+        note="torch's, for the weights; AdamW for the biases",
+    ),
+    Method(
+        "soap",
+        "SOAP",
+        lambda model, lr: _pytorch_optimizer("SOAP")(model.parameters(), lr=lr, weight_decay=0.0),
+        lr=3e-3,
+        cost=3.0,
+        note="pytorch_optimizer's; preconditioners every 10 steps, no weight decay",
+    ),
+    Method(
+        "shampoo",
+        "Shampoo",
+        lambda model, lr: _pytorch_optimizer("ScalableShampoo")(
+            model.parameters(), lr=lr, start_preconditioning_step=5, preconditioning_compute_steps=10
+        ),
+        lr=1e-3,
+        cost=3.0,
+        note="pytorch_optimizer's ScalableShampoo; starts after 5 steps, preconditioners every 10",
     ),
 ]
 
