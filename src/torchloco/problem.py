@@ -146,13 +146,13 @@ class LocalProblem:
         Args:
             regularized: Whether the regularizer's gradient is in them.
         """
-        gradients, scale = self._first
+        gradients, scale = self.first
         gradients = [torch.mul(g, scale, out=buffer) for g, buffer in zip(gradients, self._buffers, strict=True)]
         return self.regularized(gradients, self.old) if regularized else gradients
 
     def gram_gradient(self, new: list[Tensor]) -> Gradients:
         """The same gradients for a quadratic problem, from C = XᵀX instead of the rows."""
-        first, scale = self._first
+        first, scale = self.first
         weight, bias = (new[0], new[1]) if len(new) > 1 else (new[0], None)
         change = weight - self.weight
         gradients = [torch.addmm(first[0], change, self.gram, beta=scale, out=self._buffers[0])]
@@ -166,7 +166,7 @@ class LocalProblem:
     def gram_value_and_gradient(self, new: list[Tensor]) -> tuple[Tensor, Gradients]:
         """Value and gradients of a quadratic problem from C; the value less what it is at the old weights."""
         gradients = self.gram_gradient(new)
-        first, scale = self._first
+        first, scale = self.first
         value = self.rows.a.new_zeros((), dtype=torch.float64)
         # The gradient is affine in the change, so the value is the change times the mean of first and last gradient.
         for w, old, f, g in zip(new, self.old, first, gradients, strict=True):
@@ -205,8 +205,8 @@ class LocalProblem:
         return known_gradient_scale(self.rows, self.loss, self.target)
 
     @cached_property
-    def _first(self) -> tuple[Gradients, float]:
-        """Gradients of the loss at the old weights, and what to multiply them by."""
+    def first(self) -> tuple[Gradients, float]:
+        """Gradients of the loss at the old weights, and what to multiply them by. Not to be written to."""
         if self._scale is not None:
             return self.gradients, self._scale
         return [g.clone() for g in self._products(self.first_residual())], 1.0

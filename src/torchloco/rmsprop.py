@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -87,7 +88,7 @@ class RMSProp(Optimizer):
 
 def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr: float, group: dict[str, Any]) -> None:
     v.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
-    inverse_root = torch.add(v, group["epsilon"]).rsqrt_()  # on CPUs cheaper than a root and a division
+    inverse_root = torch.add(v, group["epsilon"], out=_scratch(v)).rsqrt_()  # cheaper than a root and a division
     if m is None:
         p.addcmul_(g, inverse_root, value=-lr)
     else:
@@ -95,6 +96,17 @@ def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr:
 
 
 _BLOCK = 1 << 20
+_local = threading.local()
+
+
+def _scratch(like: Tensor) -> Tensor:
+    """Memory for a block, kept by each thread: fresh memory costs a page fault every few kilobytes."""
+    if like.device.type != "cpu" or like.numel() > _BLOCK or not like.is_contiguous():
+        return torch.empty_like(like)
+    kept: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("scratch", {})
+    if like.dtype not in kept or kept[like.dtype].numel() < like.numel():
+        kept[like.dtype] = torch.empty(like.numel(), dtype=like.dtype)
+    return kept[like.dtype][: like.numel()].view(like.shape)
 
 
 def _blocks(tensors: list[Tensor]) -> Iterable[Sequence[Tensor]]:

@@ -51,16 +51,18 @@ class SampledGradients:
         scale = self._problem.rows.x.shape[0] / max(1, len(x))
         gradients = [self._sum(delta.t(), x, scale)]
         if len(new) > 1:
-            gradients.append(torch.add(self._first[1], delta.sum(0), alpha=scale, out=self._buffers[1]))
+            first, factor = self._problem.first
+            gradients.append(torch.add(first[1] * factor, delta.sum(0), alpha=scale, out=self._buffers[1]))
         return gradients
 
     def _sum(self, left: Tensor, right: Tensor, scale: float) -> Tensor:
         """∇J(W) + scale · left @ right."""
-        first, out = self._first[0], self._buffers[0]
+        (first, *_), factor = self._problem.first
+        out = self._buffers[0]
         if self._dtype == first.dtype:
-            return torch.addmm(first, left, right, alpha=scale, out=out)
+            return torch.addmm(first, left, right, beta=factor, alpha=scale, out=out)
         out.copy_(left.to(self._dtype) @ right)
-        return torch.add(first, out, alpha=scale, out=out)
+        return out.mul_(scale).add_(first, alpha=factor)
 
     def _residual_change(self, k: int, x: Tensor, new: list[Tensor]) -> Tensor:
         """δ(W̃) - δ(W) of part k."""
@@ -91,7 +93,8 @@ class SampledGradients:
         if len(new) > 1:
             bias_change, row_sum = new[1] - self._problem.old[1], self._problem.row_sum
             gradients[0].addr_(bias_change, row_sum)
-            mixed = torch.addmv(self._first[1], new[0] - self._problem.weight, row_sum, out=self._buffers[1])
+            (_, first), factor = self._problem.first
+            mixed = torch.addmv(first, self._scratch, row_sum, beta=factor, out=self._buffers[1])
             gradients.append(mixed.add_(bias_change, alpha=self._problem.rows.x.shape[0]))
         return gradients
 
@@ -117,10 +120,6 @@ class SampledGradients:
     @cached_property
     def _narrow(self) -> Tensor:
         return torch.empty_like(self._problem.weight, dtype=self._dtype)
-
-    @cached_property
-    def _first(self) -> Gradients:
-        return [g.clone() for g in self._problem.first_gradient(regularized=False)]
 
     @cached_property
     def _buffers(self) -> Gradients:
