@@ -363,7 +363,7 @@ def save(content: dict[str, Any], path: Path) -> list[Path]:
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     write_atomically(numbers, lambda file: file.write_text(text, encoding="utf-8"))
     figure = draw(content)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=90))
     return [path, numbers]
 
 
@@ -388,11 +388,13 @@ def draw(content: dict[str, Any]) -> Figure:
         for axes in grid[-1]:
             axes.set_xlabel("local steps T")
     handles, labels = parts[-1].axes[0].get_legend_handles_labels()
-    named = {text: handle for handle, text in zip(handles, labels, strict=True)}
+    named = dict(zip(labels[::-1], handles[::-1], strict=True))  # of each label the first line, which is solid
     dampings = ", ".join(
         f"{style} λ = {damping:g}" for damping, style in zip(content["dampings"], _LINES, strict=False)
     )
-    figure.legend(named.values(), named, loc="outside lower center", ncols=6, frameon=False, title=dampings)
+    figure.legend(
+        [*named.values()][::-1], [*named][::-1], loc="outside lower center", ncols=6, frameon=False, title=dampings
+    )
     return figure
 
 
