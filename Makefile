@@ -5,6 +5,8 @@ EPOCHS ?= 6
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Only a test needs them; curvlinops' own requirements would bring torchvision, which nothing here uses.
+PEERS := curvlinops-for-pytorch einconv einops linear_operator opt_einsum scipy tqdm
 
 .PHONY: compare test lint types clean help
 
@@ -33,6 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps $(PEERS)
 	touch $@
 
 clean:

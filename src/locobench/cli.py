@@ -147,7 +147,12 @@ def compare(
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the run files (*.jsonl).")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the run files (*.jsonl), or of folders.")],
+    best: Annotated[bool, typer.Option("--best", help="Only the best run of each method, as after a search.")] = False,
+    speed: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A file of `locobench speed`: take prices from it, not from the runs."),
+    ] = None,
 ) -> None:
     """Draw the table and the plots of a folder of runs again, from its files alone.
 
@@ -156,7 +161,7 @@ def show(
     Example: locobench show runs/curves-standard-tanh-6-seed0
     """
     with _plain_errors():
-        _show(folder)
+        _show(folder, best=best, speed=speed)
 
 
 @app.command()
@@ -316,11 +321,11 @@ def main() -> None:
     app()
 
 
-def _show(folder: Path) -> None:
+def _show(folder: Path, *, best: bool = False, speed: Path | None = None) -> None:
     from locobench.report import report
 
     console = Console()
-    drawn = report(folder)
+    drawn = report(folder, best=best, speed=speed)
     console.print()
     console.print(drawn.table)
     for note in drawn.notes:

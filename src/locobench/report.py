@@ -1,5 +1,6 @@
 """The table of a folder of runs, in the terminal and as Markdown. Reads run files, runs nothing."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from rich.table import Table
 from locobench import plots
 from locobench.methods import METHODS
 from locobench.runfile import Row, RunFile, read_folder, write_atomically
+from locobench.speed import read_prices
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "seed")
 _ELSEWHERE = ("device", "threads", "machine", "versions", "protocol")
 _HEADINGS = ("method", "lr", "train", "test", "seconds", "ms/step", "÷ Adam", "epochs")
+_PRICED = ("method", "lr", "train", "test", "÷ Adam", "price", "epochs")
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,25 @@ class Report:
     files: list[Path]
 
 
-def report(folder: Path) -> Report:
-    """Read the runs in a folder, draw `table.md`, `epochs.png` and `seconds.png` into it."""
+def report(folder: Path, *, best: bool = False, speed: Path | None = None) -> Report:
+    """Read the runs in a folder and the folders in it, draw `table.md`, `epochs.png` and `seconds.png` into it.
+
+    Args:
+        folder: Of the runs.
+        best: Whether to leave out all but the best run of each method, as after a search.
+        speed: A file of `locobench speed`, for prices that are not blurred by what else ran at the time.
+    """
     runs = sorted(read_folder(folder), key=_rank)
-    notes = _notes(runs)
-    lines = _lines(runs)
+    tried = Counter(run.config["method"] for run in runs)
+    if best:
+        runs = [run for i, run in enumerate(runs) if run.config["method"] not in {r.config["method"] for r in runs[:i]}]
+    prices = None if speed is None else read_prices(speed)
+    notes = _notes(runs, prices, tried if best else None)
+    lines = _lines(runs, prices)
     markdown = folder / "table.md"
-    write_atomically(markdown, lambda file: file.write_text(_markdown(lines, notes), encoding="utf-8"))
-    return Report(_table(lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
+    headings = _HEADINGS if prices is None else _PRICED
+    write_atomically(markdown, lambda file: file.write_text(_markdown(headings, lines, notes), encoding="utf-8"))
+    return Report(_table(headings, lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
 
 
 def label(run: RunFile) -> str:
@@ -64,7 +78,9 @@ def _rank(run: RunFile) -> tuple[bool, bool, float]:
     return run.diverged, not run.finished, row["train_loss"] if row else float("inf")
 
 
-def _lines(runs: list[RunFile]) -> list[tuple[str, ...]]:
+def _lines(runs: list[RunFile], prices: dict[str, float] | None) -> list[tuple[str, ...]]:
+    if prices is not None:
+        return [_priced_line(run, prices.get(run.config["method"])) for run in runs]
     adam = next((seconds_per_step(run) for run in runs if run.config["method"] == "adam"), None)
     lines: list[tuple[str, ...]] = []
     for run in runs:
@@ -86,6 +102,19 @@ def _lines(runs: list[RunFile]) -> list[tuple[str, ...]]:
     return lines
 
 
+def _priced_line(run: RunFile, price: float | None) -> tuple[str, ...]:
+    row = None if run.diverged else final(run)
+    return (
+        label(run),
+        f"{run.config['lr']:.3g}",
+        _loss(row, "train_loss"),
+        _loss(row, "test_loss"),
+        f"{price:.2f}" if price else "–",
+        f"{price * len(run.rows):.1f}" if price else "–",
+        _status(run),
+    )
+
+
 def _loss(row: Row | None, key: str) -> str:
     if row is None:
         return "–"
@@ -105,7 +134,7 @@ def _title(runs: list[RunFile]) -> str:
     return f"{config['data'].upper()}, {config['model']} {config.get('activation', '')} autoencoder"
 
 
-def _notes(runs: list[RunFile]) -> list[str]:
+def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[str] | None) -> list[str]:
     """The settings that the runs share, and a warning of those that they do not."""
     notes = []
     shared, differing = [], []
@@ -121,11 +150,21 @@ def _notes(runs: list[RunFile]) -> list[str]:
         notes.append(f"Not comparable without care, the runs differ in {'; '.join(differing)}.")
     machine = runs[0].config.get("machine", {})
     versions = runs[0].config.get("versions", {})
+    if tried is not None:
+        notes.append(
+            "The best of several learning rates: "
+            + ", ".join(f"{label(run)} {tried[run.config['method']]}" for run in runs)
+            + "."
+        )
     notes.append(
         "Train, test: loss after the last epoch (cross-entropy, summed over pixels, mean over all images). "
-        "Seconds: training steps only; "
-        "÷ Adam: time per step divided by Adam's. "
-        f"{machine.get('gpu', machine.get('cpu', 'unknown machine'))}, "
+        + (
+            "Seconds: training steps only; ÷ Adam: time per step divided by Adam's. "
+            if prices is None
+            else "÷ Adam: time per step divided by Adam's, by `locobench speed`; price: that times the epochs, in "
+            "epochs of Adam. "
+        )
+        + f"{machine.get('gpu', machine.get('cpu', 'unknown machine'))}, "
         f"{runs[0].config.get('threads', '?')} threads, torch {versions.get('torch', '?')}. "
         "For prices per step that a busy machine does not blur, use `locobench speed`."
     )
@@ -139,9 +178,9 @@ def _notes(runs: list[RunFile]) -> list[str]:
     return notes
 
 
-def _table(lines: list[tuple[str, ...]], title: str) -> Table:
+def _table(headings: tuple[str, ...], lines: list[tuple[str, ...]], title: str) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in _HEADINGS:
+    for heading in headings:
         left = heading in ("method", "epochs")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for line in lines:
@@ -149,7 +188,7 @@ def _table(lines: list[tuple[str, ...]], title: str) -> Table:
     return table
 
 
-def _markdown(lines: list[tuple[str, ...]], notes: list[str]) -> str:
-    rule = ["---" if heading in ("method", "epochs") else "--:" for heading in _HEADINGS]
-    rows = ["| " + " | ".join(line) + " |" for line in (_HEADINGS, rule, *lines)]
+def _markdown(headings: tuple[str, ...], lines: list[tuple[str, ...]], notes: list[str]) -> str:
+    rule = ["---" if heading in ("method", "epochs") else "--:" for heading in headings]
+    rows = ["| " + " | ".join(line) + " |" for line in (headings, rule, *lines)]
     return "\n".join([*rows, "", *(f"{note}\n" for note in notes)])

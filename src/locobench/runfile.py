@@ -125,10 +125,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def read_folder(folder: Path) -> list[RunFile]:
-    """All runs in a folder, by file name."""
+    """All runs in a folder and the folders in it, by path."""
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
-    paths = sorted(folder.glob("*.jsonl"))
+    paths = sorted(folder.rglob("*.jsonl"))
     if not paths:
         raise BenchError(f"{folder} holds no runs (*.jsonl); `locobench compare --out {folder}` makes some")
     return [read(path) for path in paths]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from locobench import problems
+from locobench.errors import BenchError
 from locobench.methods import Method, find
 from locobench.runfile import write_atomically
 from locobench.settings import machine, use_device, versions
@@ -167,6 +168,21 @@ def table(prices: list[Price], title: str) -> Table:
             style="bold" if price.method.name.startswith("locoprop") else None,
         )
     return drawn
+
+
+def read_prices(path: Path) -> dict[str, float]:
+    """Time ÷ Adam's by method, from a file that `save` wrote.
+
+    Raises:
+        BenchError: The file cannot be read or is none of those.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {row["method"]: float(row["time_ratio"]) for row in content["prices"]}
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{path} is no file of `locobench speed`: {error!r}") from error
 
 
 def save(prices: list[Price], settings: dict[str, Any], path: Path) -> None:

@@ -214,3 +214,23 @@ def test_speed_refuses_nonsense(tmp_path: Path):
     assert "is a folder" in refused("speed", "--out", tmp_path)
     (tmp_path / "file").write_text("")
     assert "cannot write" in refused("speed", "--out", tmp_path / "file" / "speed.json")
+
+
+def test_shows_the_best_of_a_search_with_measured_prices(tmp_path: Path):
+    for lr in ("1e-3", "1e-9"):
+        assert run(*TINY, "--methods", "adam", "--lr", f"adam={lr}", "--out", tmp_path / "adam" / lr).exit_code == 0
+    assert run(*TINY, "--methods", "sgd", "--out", tmp_path / "sgd").exit_code == 0
+    speed = tmp_path / "speed.json"
+    speed.write_text(json.dumps({"prices": [{"method": "sgd", "time_ratio": 1.5}]}))
+    result = run("show", tmp_path, "--best", "--speed", speed)
+    assert result.exit_code == 0, result.output
+    table = (tmp_path / "table.md").read_text()
+    assert "| 1.50 | 3.0 | 2 |" in table  # a price of 1.5, two epochs
+    assert "| Adam | 0.001 |" in table
+    assert "1e-09" not in table
+    assert "Adam 2" in table
+    assert run("show", tmp_path).exit_code == 0
+    assert "1e-09" in (tmp_path / "table.md").read_text()
+    speed.write_text("{}")
+    assert "no file of `locobench speed`" in refused("show", tmp_path, "--speed", speed)
+    assert "cannot be read" in refused("show", tmp_path, "--speed", tmp_path / "missing.json")
