@@ -12,7 +12,7 @@ from torchloco.exact import curvature
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, joined, move, split
+from torchloco.solvers import Solver, Task, check_curvature, joined, move, split
 
 _POWER_ITERATIONS = 8
 _LONGEST = 100
@@ -96,11 +96,7 @@ def check_convex(solver: Solver, loss: Loss, regularizer: Regularizer | None) ->
             f"{type(solver).__name__} solves convex problems, those of the matching and the squared loss, and {loss!r} "
             "is not known to be convex; use FirstOrderSteps with it"
         )
-    if regularizer is not None and getattr(regularizer, "curvature", None) is None:
-        raise ValueError(
-            f"{type(solver).__name__} supports no regularizer, SquaredDistance, WeightDecay and their sums, got "
-            f"{regularizer!r}; use FirstOrderSteps with it"
-        )
+    check_curvature(solver, regularizer)
 
 
 class _Mixing:

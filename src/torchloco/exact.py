@@ -12,7 +12,7 @@ from torchloco.conjugate import conjugate_gradient
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, joined, move, with_ones
+from torchloco.solvers import Solver, Task, check_curvature, joined, move, with_ones
 
 
 class _Quadratic(Solver):
@@ -25,11 +25,7 @@ class _Quadratic(Solver):
                 f"{type(self).__name__} solves quadratic problems, and {loss!r} is none; use loss='squared' with it, "
                 "or Anderson, Newton or FirstOrderSteps with this loss"
             )
-        if regularizer is not None and getattr(regularizer, "curvature", None) is None:
-            raise ValueError(
-                f"{type(self).__name__} supports no regularizer, SquaredDistance, WeightDecay and their sums, got "
-                f"{regularizer!r}; use FirstOrderSteps with it"
-            )
+        check_curvature(self, regularizer)
 
 
 def curvature(problem: LocalProblem) -> float:

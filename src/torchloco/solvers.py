@@ -127,6 +127,19 @@ class ProximalStep(Solver):
         return size.d_in * size.d_out
 
 
+def check_curvature(solver: Solver, regularizer: Regularizer | None) -> None:
+    """Raise unless the regularizer's second derivative is known, and a multiple of the identity.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if regularizer is not None and getattr(regularizer, "curvature", None) is None:
+        raise ValueError(
+            f"{type(solver).__name__} supports no regularizer, SquaredDistance, WeightDecay and their sums, got "
+            f"{regularizer!r}; use FirstOrderSteps with it"
+        )
+
+
 # A bias that is learnt is one more column of the weight, with a column of ones in X.
 
 
