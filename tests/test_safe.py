@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_combinations import LOSSES, make_task, solve
-from torchloco import FirstOrderSteps, GradientTarget, LocoProp, Loss, MirrorTarget, RMSProp, Solver
+from torchloco import FirstOrderSteps, GradientTarget, LocoProp, Loss, MirrorTarget, RMSProp, Solver, SquaredDistance
 
 
 @given(
@@ -112,6 +112,8 @@ def test_what_has_no_value_is_refused(mlp):
         LocoProp(mlp(), loss=Valueless(), target=GradientTarget(), safe=True)
     with pytest.raises(ValueError, match="has no value"):
         LocoProp(mlp(), regularizer=Pull(), safe=True)
+    with pytest.raises(ValueError, match="has no value"):
+        LocoProp(mlp(), regularizer=SquaredDistance(1.0) + Pull(), safe=True)
     LocoProp(mlp(), regularizer=Pull()).close()
 
 

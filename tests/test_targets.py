@@ -13,9 +13,13 @@ from torchloco import (
     GradientTarget,
     LayerRows,
     LocoProp,
+    Loss,
     MirrorTarget,
+    ModifiedTarget,
     MomentumTarget,
     NormalizedTarget,
+    PostActivationLoss,
+    SquaredLoss,
     get_transfer,
 )
 
@@ -81,7 +85,7 @@ def test_a_modified_target_takes_the_base_that_goes_with_the_loss(mlp):
 
 def test_a_layer_that_takes_the_squared_loss_keeps_the_modification(mlp, batches):
     model = mlp(6, 5, 3, activation=nn.GELU)
-    optimizer = LocoProp(model, target=NormalizedTarget())
+    optimizer = LocoProp(model, target=NormalizedTarget(), activation_lr=0.1)
     [(x, y)] = batches(1)
     nn.functional.mse_loss(model(x), y).backward()
     optimizer.step()
@@ -156,3 +160,64 @@ def test_a_failed_step_leaves_the_memory_as_it_was(mlp, batches, train):
     for key, entry in before.items():
         if "memory" in entry:
             assert torch.equal(entry["memory"]["target"]["momentum"], after[key]["memory"]["target"]["momentum"])
+
+
+def test_normalized_target_warns_of_a_gamma_meant_for_another_target(mlp, batches, train):
+    model = mlp()
+    with pytest.warns(UserWarning, match="activation_lr = 10 with NormalizedTarget.*about 0.01"):
+        train(model, LocoProp(model, target=NormalizedTarget()), batches(1))
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [("matching", GradientTarget()), ("squared", MirrorTarget()), (PostActivationLoss(), GradientTarget())],
+    ids=str,
+)
+def test_a_target_that_belongs_to_another_loss_is_warned_of(loss, target, mlp):
+    with pytest.warns(UserWarning, match="does not belong to"):
+        LocoProp(mlp(), loss=loss, target=target)
+
+
+class Clamped(MirrorTarget):
+    def __call__(self, rows):
+        return super().__call__(rows).clamp(-0.05, 0.05)
+
+
+class Halved(ModifiedTarget):
+    def direction(self, rows):
+        return self.base.direction(rows) * torch.tensor([0.5, 1.0, 1.0], dtype=torch.float64)[: rows.g.shape[1]]
+
+
+class Shifted(MirrorTarget):
+    def center(self, rows):
+        return super().center(rows) + 0.1
+
+
+@pytest.mark.parametrize("target", [Clamped(), Halved(MirrorTarget()), Shifted()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_an_overridden_target_takes_part_from_the_first_step_on(target, steps, mlp, batches, train, values):
+    """As the same rule given as a plain callable, whose first gradient is always computed."""
+    assert not target.along_gradient
+    results = []
+    for rule in (target, lambda rows: target(rows)):
+        model = mlp(6, 3, 3)
+        train(model, LocoProp(model, 1e-2, target=rule, solver=SGD, local_steps=steps), batches(2))
+        results.append(values(model))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_a_loss_that_overrides_its_residual_takes_part_in_every_step(mlp, batches, train, values):
+    class Double(SquaredLoss):
+        def residual(self, a, target, transfer):
+            return 2 * (a - target)
+
+    class Plain(Loss):
+        def residual(self, a, target, transfer):
+            return 2 * (a - target)
+
+    results = []
+    for loss in (Double(), Plain()):
+        model = mlp()
+        train(model, LocoProp(model, 1e-2, loss=loss, target=GradientTarget(), solver=SGD), batches(2))
+        results.append(values(model))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)

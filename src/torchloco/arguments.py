@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 
-from torchloco.losses import Loss, MatchingLoss, SquaredLoss
+from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
 from torchloco.objective import Objective
 from torchloco.regularizers import Regularizer, check_regularizer
 from torchloco.solvers import Solver
 from torchloco.steps import FirstOrderSteps
-from torchloco.targets import ModifiedTarget, TargetRule, target_of
+from torchloco.targets import ModifiedTarget, Target, TargetRule, target_of
 from torchloco.transfers import Transfer, get_transfer, nearest, transfer_names
 
 LOSSES: dict[str, Callable[[], Loss]] = {"matching": MatchingLoss, "squared": SquaredLoss}
@@ -56,13 +57,25 @@ def resolve_target(target: TargetRule | None, loss: Loss) -> TargetRule:
         raise TypeError(f"target must be a callable of the layer's rows, such as MirrorTarget(), got {target!r}")
     own = target_of(loss)
     if isinstance(target, ModifiedTarget) and own is not None:
-        return target.of(own, replace=False)
+        target = target.of(own, replace=False)
     chosen = own if target is None else target
     if chosen is None:
         raise ValueError(
-            f"no target goes with {loss!r} by itself; give target=, such as GradientTarget() or MirrorTarget()"
+            f"no target goes with {loss!r} by itself; give target=, such as MirrorTarget(), which is about f(A)"
         )
+    _warn_if_apart(chosen, loss)
     return chosen
+
+
+def _warn_if_apart(target: TargetRule, loss: Loss) -> None:
+    """Warn if a target is about pre-activations and the loss about post-activations, or the other way round."""
+    about = {SquaredLoss: SquaredLoss, MatchingLoss: MatchingLoss, PostActivationLoss: MatchingLoss}.get(type(loss))
+    if isinstance(target, Target) and about is not None and target.loss is not about:
+        own = "GradientTarget()" if about is SquaredLoss else "MirrorTarget()"
+        warnings.warn(
+            f"{target!r} does not belong to {loss!r}: it asks for a change even without a gradient. Its own is {own}",
+            stacklevel=5,
+        )
 
 
 def resolve_objective(loss: str | Loss, target: TargetRule | None, regularizer: Regularizer | None) -> Objective:

@@ -49,6 +49,7 @@ def damped_cholesky(gram: Tensor, damping: float, layer: str, solver: str) -> Te
     Raises:
         RuntimeError: No damping helps; the matrix is not finite, say.
     """
+    matrix = "C" if solver == "Exact" else "a Hessian"
     for attempt in range(12):
         damped = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) * damping
         factor: Tensor
@@ -56,14 +57,14 @@ def damped_cholesky(gram: Tensor, damping: float, layer: str, solver: str) -> Te
         if not bool(failed.any()):
             if attempt:
                 warnings.warn(
-                    f"layer {layer!r}: C + λI was not positive definite in {gram.dtype}; λ was raised to "
+                    f"layer {layer!r}: {matrix} + λI was not positive definite in {gram.dtype}; λ was raised to "
                     f"{damping:.3g}. Give {solver} a larger damping",
                     stacklevel=2,
                 )
             return factor
         mean = float(gram.diagonal(dim1=-2, dim2=-1).mean(-1).max())
         damping = max(10 * damping, torch.finfo(gram.dtype).eps * mean)
-    raise RuntimeError(f"layer {layer!r}: C + λI could not be factorised even with λ = {damping:.3g}")
+    raise RuntimeError(f"layer {layer!r}: {matrix} + λI could not be factorised even with λ = {damping:.3g}")
 
 
 class Exact(_Quadratic):

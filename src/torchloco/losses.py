@@ -8,6 +8,7 @@ network loss is in the target already.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ class Loss(ABC):
     """The loss of a local problem. A loss of your own needs `residual`; `value` if its values are to be reported."""
 
     name: str = "loss"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "residual" in cls.__dict__ and "residual_" not in cls.__dict__:
+            cls.residual_ = Loss.residual_  # type: ignore[method-assign]  # not one of another residual
 
     @abstractmethod
     def residual(self, a: Tensor, target: Tensor, transfer: Transfer) -> Tensor:
@@ -109,7 +115,7 @@ class MatchingLoss(Loss):
 class PostActivationLoss(Loss):
     """½‖f(A) - T‖² on post-activations: δ = (f(A) - T)·f′(A).
 
-    The loss of ProxProp (Frerix et al. 2018) and of target propagation. Not convex in general.
+    The penalty of ProxProp's activation step (Frerix et al. 2018) and of target propagation. Not convex in general.
     """
 
     name = "post-activation"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ class LocoProp(Optimizer):
         outer: What is done with a layer's displacement W̃ - W: an `OuterRule` such as `Bounded`, or a torch.optim class
             for `OuterOptimizer` of it; default: it is applied as it is.
         safe: Whether a solve may never leave a layer's local objective above its old value; first-order steps also end
-            when it no longer falls. Costs one or two evaluations of the objective per layer. Off in the paper.
+            when it no longer falls. Costs a few evaluations of the objective per layer. Meant for solvers that carry no
+            momentum from one mini-batch to the next; it slows the default ones down. Off in the paper.
         transfers: Transfer functions by layer name, e.g. ``{"decoder.0": "tanh"}``; names or `Transfer` objects.
         output: The transfer that matches the network loss, for layers whose pre-activations are the model's output:
             a transfer's name, or the criterion as a module, class or functional (BCE with logits ↔ sigmoid,
@@ -220,7 +222,7 @@ class LocoProp(Optimizer):
             safe=self._safe,
             memory=layer.memory.get("solver", {}),
         )
-        layer.size = problem.size
+        layer.size = replace(problem.size, safe=self._safe)
         if self._safe:
             solve_safely(self._solver, task)
         else:
@@ -348,7 +350,7 @@ class LocoProp(Optimizer):
             d_out, d_in = layer.weight.shape
             cost = None if layer.size is None else self._solver.multiply_adds(layer.size, self._steps_of(layer))
             if cost is not None and layer.size is not None:
-                cost += layer.size.first
+                cost += layer.size.around
             infos.append(LayerInfo(layer.name, (d_out, d_in), transfer, source, loss, target, self._solver, cost))
         return infos
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -146,7 +147,9 @@ class OuterOptimizer(OuterRule):
                 group["lr"] = rate
 
     def __repr__(self) -> str:
-        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        parameters = inspect.signature(self.optimizer).parameters
+        lr = {"lr": parameters["lr"].default} if "lr" in parameters and "lr" not in self.options else {}
+        options = "".join(f", {key}={value!r}" for key, value in {**lr, **self.options}.items())
         biases = "" if self.biases is None else f", biases={getattr(self.biases, '__name__', self.biases)}"
         return f"OuterOptimizer({getattr(self.optimizer, '__name__', self.optimizer)}{options}{biases})"
 

@@ -27,6 +27,7 @@ class Size:
         d_out: Its rows, the units.
         quadratic: Whether the loss is the squared one on pre-activations, so that C = XᵀX can stand for the rows.
         free: Whether the first gradient is a multiple of autograd's, and costs nothing.
+        safe: Whether the objective is followed as well; see `LocoProp`.
     """
 
     n: int
@@ -34,11 +35,12 @@ class Size:
     d_out: int
     quadratic: bool
     free: bool = True
+    safe: bool = False
 
     @property
-    def first(self) -> int:
-        """Multiply-adds of the first gradient."""
-        return 0 if self.free else self.product
+    def around(self) -> int:
+        """Multiply-adds of the first gradient, and of the values before and after a safe solve."""
+        return (0 if self.free else self.product) + (2 * self.product if self.safe else 0)
 
     @property
     def product(self) -> int:

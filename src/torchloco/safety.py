@@ -18,12 +18,13 @@ def check_safe(loss: Loss, regularizer: Regularizer | None) -> None:
     Raises:
         ValueError: The loss or the regularizer has none.
     """
-    valueless = type(loss).value is Loss.value
-    if valueless or (regularizer is not None and not callable(getattr(regularizer, "value", None))):
-        raise ValueError(
-            f"safe=True follows the local objective, and {loss if valueless else regularizer!r} has no value(); define "
-            "it, or leave safe=False"
-        )
+    terms = getattr(regularizer, "terms", [] if regularizer is None else [regularizer])
+    for part, base in [(loss, Loss), *((term, Regularizer) for term in terms)]:
+        value = getattr(type(part), "value", None)
+        if value is None or value is base.value:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"safe=True follows the local objective, and {part!r} has no value(); define it, or leave safe=False"
+            )
 
 
 def solve_safely(solver: Solver, task: Task) -> None:

@@ -109,9 +109,10 @@ class ProximalStep(Solver):
         if type(getattr(regularizer, "proximal", None)) is not MethodType or (
             isinstance(regularizer, Regularizer) and type(regularizer).proximal is Regularizer.proximal
         ):
+            hint = "give regularizer=SquaredDistance(1.0)" if regularizer is None else "use FirstOrderSteps with it"
             raise ValueError(
                 f"ProximalStep needs a regularizer with a proximal step (SquaredDistance, RelativeEntropy), got "
-                f"{regularizer!r}; use FirstOrderSteps with it"
+                f"{regularizer!r}; {hint}"
             )
 
     def solve(self, task: Task) -> None:
@@ -135,7 +136,7 @@ def check_curvature(solver: Solver, regularizer: Regularizer | None) -> None:
     """
     if regularizer is not None and getattr(regularizer, "curvature", None) is None:
         raise ValueError(
-            f"{type(solver).__name__} supports no regularizer, SquaredDistance, WeightDecay and their sums, got "
+            f"{type(solver).__name__} takes no other regularizer than SquaredDistance, WeightDecay and their sums, got "
             f"{regularizer!r}; use FirstOrderSteps with it"
         )
 

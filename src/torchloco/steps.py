@@ -220,7 +220,10 @@ class FirstOrderSteps(Solver):
 
     def multiply_adds(self, size: Size, steps: int) -> int:
         """Those of T - 1 gradients, in the cheaper form; the first is autograd's."""
-        return size.gradients((self.steps or steps) - 1, self._parts(size.n))
+        steps = self.steps or steps
+        if size.safe:  # all rows, also for the first gradient and after the last step
+            return size.gradients(steps + 1)
+        return size.gradients(steps - 1, self._parts(size.n))
 
     def __repr__(self) -> str:
         name = getattr(self.optimizer, "__name__", repr(self.optimizer))

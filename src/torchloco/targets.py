@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -59,13 +60,21 @@ TargetRule = Callable[[LayerRows], Tensor]
 class Target(ABC):
     """A target made from the back-propagated gradient: T = center - scale · direction.
 
-    Yours needs `loss` and `center`; it may change `scale` and `direction`.
+    Yours needs `loss` and `center`; it may change `scale` and `direction`. Where `direction`, `__call__` or another
+    target's `center` is overridden, `along_gradient` is False unless the class says otherwise.
     """
 
     #: The loss whose residual at the old weights is scale · direction with this target.
     loss: type[Loss]
     #: Whether `direction` is G itself, so that the first local gradient is a multiple of autograd's.
     along_gradient: bool = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        inherited = [base for base in cls.__mro__[1:] if "center" in base.__dict__]
+        replaced = "center" in cls.__dict__ and bool(inherited) and inherited[0] is not Target
+        if "along_gradient" not in cls.__dict__ and (replaced or {"direction", "__call__"} & set(cls.__dict__)):
+            cls.along_gradient = False
 
     @abstractmethod
     def center(self, rows: LayerRows) -> Tensor:
@@ -171,8 +180,9 @@ class NormalizedTarget(ModifiedTarget):
     """T = center - γ · G / rms(G): γ is how far the targets are on average, and nothing else.
 
     It does not depend on the batch size, on a mean or a sum in the network's loss, or on a gradient scaler. The root
-    mean square is taken over all units and those rows that have a gradient, so padding changes nothing. The paper's
-    γ = 10 begins at 0.001 (first layer) to 0.006 (code) in these units, on the deep autoencoder.
+    mean square is taken over all units and those rows that have a gradient, so padding changes nothing. Set
+    `activation_lr` to about 0.01 with it: the paper's γ = 10 begins at 0.001 (first layer) to 0.006 (code) in these
+    units, on the deep autoencoder. Above 1 it warns.
     """
 
     def scale(self, rows: LayerRows) -> float:
@@ -180,6 +190,12 @@ class NormalizedTarget(ModifiedTarget):
         direction = self.base.direction(rows).to(torch.promote_types(rows.g.dtype, torch.float32))
         active = int((direction != 0).any(1).sum())
         largest = float(direction.abs().max()) if active else 0.0
+        if rows.activation_lr > 1:
+            warnings.warn(
+                f"activation_lr = {rows.activation_lr:g} with NormalizedTarget asks pre-activations to change by that "
+                "much on average; about 0.01 is usual",
+                stacklevel=2,
+            )
         if largest == 0:
             return 0.0
         # Squares of small gradients would be lost; relative to the largest they are not.

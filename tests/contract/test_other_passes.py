@@ -195,7 +195,7 @@ class Cubic(nn.Module):
 @pytest.mark.parametrize(("residual", "expected"), [(False, "cubic"), (True, "identity")])
 def test_registered_module_beside_another_use(residual, expected, x, monkeypatch):
     monkeypatch.setattr(torchloco.transfers, "_registry", dict(torchloco.transfers._registry))
-    monkeypatch.setattr(torchloco.transfers, "_modules", dict(torchloco.transfers._modules))
+    monkeypatch.setattr(torchloco.registry, "_modules", dict(torchloco.registry._modules))
     register_transfer(Transfer("cubic", lambda a: a**3, integral=lambda a: a**4 / 4), Cubic)
 
     class Model(nn.Module):
