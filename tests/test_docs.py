@@ -230,7 +230,11 @@ def residuals_of_one_step(monkeypatch, target, loss):
     residual = type(loss).residual
     monkeypatch.setattr(type(loss), "residual", lambda self, *args: calls.append(1) or residual(self, *args))
     model = layer()
-    step(model, LocoProp(model, loss=loss, target=target, local_steps=1, transfers={"0": "tanh"}), d_out=4)
+    step(
+        model,
+        LocoProp(model, loss=loss, target=target, activation_lr=0.5, local_steps=1, transfers={"0": "tanh"}),
+        d_out=4,
+    )
     return len(calls)
 
 
