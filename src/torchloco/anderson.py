@@ -12,7 +12,7 @@ from torchloco.exact import curvature
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, check_curvature, joined, move, split
+from torchloco.solvers import Solver, Task, check_curvature, check_finite, joined, move, split
 
 _POWER_ITERATIONS = 8
 _LONGEST = 100
@@ -26,8 +26,8 @@ class Anderson(Solver):
     Each unit has mixing coefficients of its own, from a least-squares problem of `memory` unknowns (all units share
     them for transfers that mix units, as softmax). For the squared loss an iteration is one of GMRES. It costs two
     products over the rows, as a first-order step does; the step h is 1 / (max f′ · largest eigenvalue of C). `lr` has
-    no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size. Where f has kinks the
-    objective may rise; `LocoProp(safe=True)` does not let it. Source: Walker and Ni,
+    no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size. Where units leave
+    saturation or f has kinks the objective may rise; `LocoProp(safe=True)` does not let it. Source: Walker and Ni,
     "Anderson acceleration for fixed-point iterations", 2011.
 
     Args:
@@ -67,6 +67,8 @@ class Anderson(Solver):
         for k in range(iterations):
             gradients = problem.first_gradient() if k == 0 else further(split(iterate, task))
             residual = joined(gradients).mul(-h)
+            if k == 0:
+                check_finite(residual, problem)
             size = residual.norm(dim=1, keepdim=True)
             if enough is None:
                 enough = size * self.tolerance
@@ -136,8 +138,9 @@ class _Mixing:
         # Differences of very different lengths make the system look worse than it is; so does a unit that is done.
         inverse_length = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
         normal = normal * inverse_length[:, :, None] * inverse_length[:, None, :]
-        normal.diagonal(dim1=1, dim2=2).add_(4 * torch.finfo(residual.dtype).eps)
-        coefficients = torch.linalg.solve(normal, right * inverse_length[:, :, None]) * inverse_length[:, :, None]
+        normal.diagonal(dim1=1, dim2=2).add_(max(1e-12, 4 * torch.finfo(residual.dtype).eps))
+        solved, _ = torch.linalg.solve_ex(normal, right * inverse_length[:, :, None])
+        coefficients = torch.nan_to_num(solved * inverse_length[:, :, None])
         step: Tensor = r - (coefficients.to(r.dtype).mT @ images).squeeze(1)
         uphill = (step * r).sum(1) <= 0
         if uphill.any():  # such a unit starts anew, from here
@@ -155,20 +158,21 @@ def _slope(problem: LocalProblem) -> float:
     if problem.quadratic or not transfer.elementwise:
         return 1.0
     places = torch.cat([a.flatten(), torch.linspace(-3, 3, 13, dtype=a.dtype, device=a.device)])
-    return float(transfer.vjp(places, torch.ones_like(places)).max())
+    return float(transfer.vjp(places, torch.ones_like(places)).max()) or 1.0
 
 
 def _largest_eigenvalue(task: Task) -> float:
     """That of C (with the column of ones), from below, by power iteration."""
     x = task.problem.rows.x
     bias = len(task.params) > 1
-    v, v_bias = x.new_ones(x.shape[1]), 1.0 if bias else 0.0
+    u = torch.cos(1.7 * torch.arange(len(x), dtype=torch.float64, device=x.device) ** 2 + 0.3).to(x.dtype)
+    v, v_bias = x.t() @ u, float(u.sum()) if bias else 0.0  # no symmetry of the rows makes this vanish
     value = 0.0
     for _ in range(_POWER_ITERATIONS):
         image = x @ v + v_bias
         v, v_bias = x.t() @ image, float(image.sum()) if bias else 0.0
         value = math.hypot(float(v.norm()), v_bias)
         if value == 0:
-            return 0.0
+            return float(x.square().sum())
         v, v_bias = v / value, v_bias / value
     return value

@@ -63,6 +63,8 @@ def resolve_target(target: TargetRule | None, loss: Loss) -> TargetRule:
         raise ValueError(
             f"no target goes with {loss!r} by itself; give target=, such as MirrorTarget(), which is about f(A)"
         )
+    if isinstance(chosen, ModifiedTarget):
+        _ = chosen.base  # raises if there is none
     _warn_if_apart(chosen, loss)
     return chosen
 

@@ -59,16 +59,28 @@ class AttachedLayer:
         self.inner = solver.attach(self.params, lr)
         self.outers = [] if outer is None else outer.attach(self.params)
 
-    def bind(self, state: MutableMapping[Any, Any]) -> None:
-        """Let the optimizers and the memory live in `state`, by parameter, so that it holds everything."""
-        if self.inner is not None:
-            for p in self.params:
-                self.inner.state[p] = state[p].setdefault("solver", {})
-        for made in self.outers:
-            for group in made.param_groups:
-                for p in group["params"]:
-                    made.state[p] = state[p].setdefault("outer", {})
+    def bind(self, state: MutableMapping[Any, Any], *, fresh: bool = False) -> None:
+        """Let the optimizers and the memory live in `state`, by parameter, so that it holds everything.
+
+        Args:
+            state: The state of LocoProp.
+            fresh: Whether the optimizers were just made, and what they hold is to be kept.
+        """
+        for part, made in [("solver", self.inner), *(("outer", outer) for outer in self.outers)]:
+            for p in [p for group in made.param_groups for p in group["params"]] if made is not None else []:
+                assert made is not None
+                kept = state[p].setdefault(part, {})
+                if fresh and not kept:
+                    kept.update(made.state[p])
+                made.state[p] = kept
         self.memory = state.get(self.weight, {}).get("memory", {})
+
+    def forget(self) -> None:
+        """Let the optimizers' state of this layer start anew."""
+        for made in [self.outers, [self.inner] if self.inner is not None else []]:
+            for optimizer in made:
+                for p in self.params:
+                    optimizer.state.pop(p, None)
 
     def remember(self, state: MutableMapping[Any, Any], part: str, keep: dict[str, Any]) -> None:
         """Take over what a target or solver wants to find in its memory next time."""

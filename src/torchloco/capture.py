@@ -190,7 +190,7 @@ def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | Non
     cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
     eps = torch.finfo(wide).eps
     factor = cross / expected2 if expected2 else 0.0
-    remainder = max(0.0, 1 - cross**2 / (expected2 * seen2)) ** 0.5 if expected2 and seen2 else 0.0
+    remainder = max(0.0, 1 - (cross / expected2) * (cross / seen2)) ** 0.5 if expected2 and seen2 else 0.0
     if abs(factor - 1) < 64 * eps and remainder < 1e-4:  # the usual case needs no bound on rounding
         return 1.0, remainder, 0.0
     largest = float(g.norm().double() * xv.norm().double())

@@ -12,7 +12,7 @@ from torchloco.conjugate import conjugate_gradient
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, check_curvature, joined, move, with_ones
+from torchloco.solvers import Solver, Task, check_curvature, check_finite, joined, move, with_ones
 
 
 class _Quadratic(Solver):
@@ -67,6 +67,11 @@ def damped_cholesky(gram: Tensor, damping: float, layer: str, solver: str) -> Te
     raise RuntimeError(f"layer {layer!r}: {matrix} + λI could not be factorised even with λ = {damping:.3g}")
 
 
+def wide(t: Tensor) -> Tensor:
+    """In float32 at least, which factorisations need."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 class Exact(_Quadratic):
     """The minimum itself: W̃ = W - γ · ∂L/∂W · (C + λI)⁻¹ with C = XᵀX, by Cholesky factors (LocoProp-S solved exactly).
 
@@ -94,13 +99,13 @@ class Exact(_Quadratic):
 
     def solve(self, task: Task) -> None:
         """Jump to the minimum; see `Solver.solve`."""
-        x, problem = with_ones(task), task.problem
+        x, problem = wide(with_ones(task)), task.problem
         n, columns = x.shape
         if n < columns and not self.average:
             scale = float(x.square().sum()) / columns if self.relative else 1.0
             damping = self._total(scale, problem, x)
             factor = damped_cholesky(x @ x.t(), damping, problem.rows.name, "Exact")
-            residual = problem.first_residual()
+            residual = wide(problem.first_residual())
             # r (C + λI)⁻¹ = (r - r Xᵀ(XXᵀ + λI)⁻¹X) / λ for the regularizer's gradient r at the old weights
             pull = self._pull(problem, damping)
             if pull is not None:
@@ -112,7 +117,7 @@ class Exact(_Quadratic):
             gram = self._averaged(x, task)
             damping = self._total(float(gram.diagonal().mean()) if self.relative else 1.0, problem, x)
             factor = damped_cholesky(gram, damping, problem.rows.name, "Exact")
-            change = torch.cholesky_solve(joined(problem.first_gradient()).t(), factor).t()
+            change = torch.cholesky_solve(wide(joined(problem.first_gradient())).t(), factor).t()
         move(task, -change)
 
     def _total(self, scale: float, problem: LocalProblem, x: Tensor) -> float:
@@ -125,7 +130,7 @@ class Exact(_Quadratic):
         per_row = torch.addmm(x.new_zeros(()), x.t(), x, alpha=1 / max(1, len(x)))
         past = task.memory.get("gram")
         if past is not None and past.shape == per_row.shape:
-            per_row.lerp_(past, self.average)
+            per_row = torch.lerp(per_row, past.to(per_row), self.average) if len(x) else past.to(per_row)
         task.keep["gram"] = per_row
         return per_row * len(x)
 
@@ -134,7 +139,7 @@ class Exact(_Quadratic):
         if problem.regularizer is None:
             return None
         parts = [problem.regularizer.gradient(w, w) for w in problem.old]
-        return joined(parts) / damping if any(bool(part.any()) for part in parts) else None
+        return wide(joined(parts)) / damping if any(bool(part.any()) for part in parts) else None
 
     def multiply_adds(self, size: Size, steps: int) -> int:
         """Those of C, its factor and the two triangular systems, or of their N × N forms."""
@@ -158,7 +163,7 @@ class ConjugateGradient(_Quadratic):
 
     Args:
         iterations: At most so many, >= 1; None takes the layer's `local_steps`.
-        tolerance: A unit stops when its residual has fallen by this factor, in [0, 1).
+        tolerance: A unit stops when its residual has fallen by this factor, in [0, 1), or to rounding.
     """
 
     def __init__(self, iterations: int | None = None, *, tolerance: float = 1e-6) -> None:
@@ -179,7 +184,9 @@ class ConjugateGradient(_Quadratic):
             product = (direction @ x.t()) @ x if gram is None else direction @ gram
             return product.add_(direction, alpha=damping) if damping else product
 
-        move(task, conjugate_gradient(image, -joined(problem.first_gradient()), iterations, self.tolerance))
+        gradient = joined(problem.first_gradient())
+        check_finite(gradient, problem)
+        move(task, conjugate_gradient(image, -gradient, iterations, self.tolerance))
 
     def multiply_adds(self, size: Size, steps: int) -> int:
         """Those of all iterations, in the cheaper form; it may stop earlier."""

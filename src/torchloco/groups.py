@@ -25,7 +25,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         ValueError: Out of range, or no such option.
     """
     for name in options:
-        if name not in (*OPTIONS, "initial_lr"):
+        if name not in (*OPTIONS, "initial_lr", "given_lr"):
             raise ValueError(
                 f"unknown option {name!r} in a param group{nearest(name, list(OPTIONS))}; supported: "
                 f"{', '.join(OPTIONS)}, and 'fallback': True for a group of the fallback optimizer with its own options"

@@ -12,7 +12,7 @@ from torchloco.exact import curvature, damped_cholesky
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, joined, move, split, with_ones
+from torchloco.solvers import Solver, Task, check_finite, joined, move, split, with_ones
 
 _TRIES = 8
 _CUT = 0.25
@@ -65,9 +65,15 @@ class Newton(Solver):
         """Iterate from the old weights; see `Solver.solve`."""
         problem = task.problem
         transfer = problem.rows.transfer
+        if problem.weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"layer {problem.rows.name!r}: Newton supports float32 and float64, got "
+                f"{problem.weight.dtype} weights; use FirstOrderSteps"
+            )
         x = with_ones(task)
         old = joined(problem.old)
         weights, gradient = old.clone(), joined(problem.first_gradient())
+        check_finite(gradient, problem)
         damping = self.damping * float(x.square().sum()) / x.shape[1] + torch.finfo(x.dtype).tiny
         per_unit = transfer.elementwise or problem.quadratic
         dims = (1,) if per_unit else (0, 1)

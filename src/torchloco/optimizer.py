@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from torchloco.outer import OuterRule, resolve_outer
 from torchloco.regularizers import Regularizer
 from torchloco.safety import check_safe, solve_safely
 from torchloco.solvers import Solver, Task
+from torchloco.state import load, schedule_factor
 from torchloco.steps import refuse_closure
 from torchloco.targets import TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
@@ -161,8 +161,9 @@ class LocoProp(Optimizer):
                 self._refuse_divergence(layers)
                 if self._outer is not None:
                     for layer in layers:
-                        scale = _schedule_factor(group_of[layer.weight])
+                        scale = schedule_factor(group_of[layer.weight])
                         self._outer.apply(layer.params, [old[p] for p in layer.params], layer.outers, scale)
+                    self._refuse_divergence(layers)
                 if self._fallback is not None:
                     self._fallback.step()
             for layer, (target_keep, solver_keep) in zip(layers, kept, strict=True):
@@ -218,7 +219,7 @@ class LocoProp(Optimizer):
             lrs=[group["lr"] for group in groups_of],
             steps=group_of[layer.weight]["local_steps"],
             inner=layer.inner,
-            scales=[_schedule_factor(group) for group in groups_of],
+            scales=[schedule_factor(group) for group in groups_of],
             safe=self._safe,
             memory=layer.memory.get("solver", {}),
         )
@@ -237,6 +238,8 @@ class LocoProp(Optimizer):
         if not diverged:
             return
         for layer in diverged:
+            layer.forget()
+            self.state.pop(layer.weight, None)
             for p in layer.params:
                 self.state.pop(p, None)
         self._bind()
@@ -269,10 +272,19 @@ class LocoProp(Optimizer):
         last = self._fallback_groups({**split.fallback_options, "params": split.fallback}) if split.fallback else []
         if split.params:
             super().add_param_group({**split.options, "params": split.params})
+            self.param_groups[-1].setdefault("given_lr", float(self.param_groups[-1]["lr"]))
+        try:
+            for name, module in split.layers:
+                self._attach(name, module)
+        except BaseException:  # the user's solver or outer rule refuses it
+            for name, _ in split.layers:
+                if name in self._layers:
+                    self._layers.pop(name).recorder.remove()
+            if split.params:
+                self.param_groups.pop()
+            raise
         self.param_groups += last
         self._plan.adopt(split)
-        for name, module in split.layers:
-            self._attach(name, module)
         for layer in self._layers.values():
             if layer.bias is not None and not layer.learn_bias and any(layer.bias is p for p in split.params):
                 layer.learn_bias = True
@@ -304,7 +316,7 @@ class LocoProp(Optimizer):
                 "the state's param groups come in another order: which of them belong to the fallback is "
                 f"{kinds[0]} in the state and {kinds[1]} here; build LocoProp with the groups it was saved with"
             )
-        super().load_state_dict(copy.deepcopy(state_dict))
+        load(super().load_state_dict, self, state_dict)
         self._bind()
 
     def _solver_names(self) -> dict[str, str]:
@@ -415,7 +427,7 @@ class LocoProp(Optimizer):
 
     def _make_optimizers(self, layer: AttachedLayer) -> None:
         layer.make_optimizers(self._solver, self._outer, self.defaults["lr"])
-        layer.bind(self.state)
+        layer.bind(self.state, fresh=True)
 
     def _holds(self, p: Parameter) -> bool:
         return any(p is q for group in self.param_groups if not group.get("fallback") for q in group["params"])
@@ -428,6 +440,9 @@ class LocoProp(Optimizer):
                 raise TypeError(f"fallback returned {type(self._fallback).__name__}, not a torch.optim.Optimizer")
         else:
             self._fallback.add_param_group(group)
+        for p in self._fallback.param_groups[-1]["params"]:
+            if p in self._fallback.state and self._fallback.state is not self.state:
+                self.state[p].update(self._fallback.state[p])  # what an optimizer fills in when it is made
         self._fallback.param_groups[-1]["fallback"] = True
         return self._fallback.param_groups[-1:]
 
@@ -456,9 +471,3 @@ class LocoProp(Optimizer):
 
     def __repr__(self) -> str:
         return describe(self)
-
-
-def _schedule_factor(group: Mapping[str, Any]) -> float:
-    """What a scheduler has made of the group's lr so far; schedulers note the lr they started from."""
-    initial = float(group.get("initial_lr", group["lr"]))
-    return float(group["lr"]) / initial if initial else 1.0

@@ -37,7 +37,7 @@ class OuterRule(ABC):
             params: A layer's weight, and bias if it is learnt, at the values W̃ that the solver found.
             old: Their old values W.
             outers: What `attach` returned for this layer.
-            scale: What a scheduler has made of the layer's lr so far, as a factor (lr / initial_lr).
+            scale: What a scheduler has made of the layer's lr since it was given, as a factor of at most 1.
         """
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from torchloco.anderson import Anderson
+from torchloco.checks import check_range
 from torchloco.exact import ConjugateGradient, Exact
 from torchloco.optimizer import LocoProp
 from torchloco.regularizers import RelativeEntropy, SquaredDistance
@@ -73,6 +74,7 @@ def sgd_momentum(model: nn.Module, lr: float, momentum: float = 0.9, **options: 
         momentum: Its momentum, in [0, 1).
         options: Further arguments of `LocoProp`.
     """
+    check_range("momentum", momentum, 0, 1, inclusive=True)
     solver = FirstOrderSteps(torch.optim.SGD, schedule="constant", momentum=momentum)
     return LocoProp(model, lr, activation_lr=1.0, local_steps=1, solver=solver, **options)
 
@@ -126,6 +128,7 @@ def implicit_sgd(model: nn.Module, lr: float, **options: Any) -> LocoProp:
         lr: The step size, > 0; large ones do not diverge.
         options: Further arguments of `LocoProp`.
     """
+    check_range("lr", lr, 0)
     return LocoProp(model, activation_lr=1.0, loss="squared", solver=Exact(1 / lr, relative=False), **options)
 
 
@@ -139,6 +142,7 @@ def proxprop(model: nn.Module, activation_lr: float, lr: float, iterations: int 
         iterations: Of conjugate gradients, >= 1.
         options: Further arguments of `LocoProp`.
     """
+    check_range("lr", lr, 0)
     return LocoProp(
         model,
         activation_lr=activation_lr,

@@ -38,8 +38,8 @@ class Regularizer(ABC):
     def __add__(self, other: Regularizer) -> Regularizer:
         return Sum(self, other)
 
-    def __radd__(self, other: Regularizer) -> Regularizer:
-        return Sum(other, self)
+    def __radd__(self, other: Any) -> Regularizer:
+        return self if type(other) is int and other == 0 else Sum(other, self)  # 0: where sum() starts
 
 
 class Sum(Regularizer):
@@ -160,7 +160,9 @@ class RelativeEntropy(_Scaled):
     def proximal(self, gradient: Tensor, old: Tensor) -> Tensor:
         """W · exp(-sign(W) · gradient / λ)."""
         factor: Tensor = torch.exp(gradient * old.sign() / -self.strength)
-        return self._nonzero(old) * factor
+        new = self._nonzero(old) * factor
+        least = torch.finfo(new.dtype).tiny  # what underflows could never move again
+        return torch.where(new.abs() < least, old.sign() * least, new)
 
     def _nonzero(self, old: Tensor) -> Tensor:
         if not bool(old.all()):

@@ -30,6 +30,11 @@ def check_safe(loss: Loss, regularizer: Regularizer | None) -> None:
 def solve_safely(solver: Solver, task: Task) -> None:
     """Solve; while the objective is above its old value, cut the displacement, and in the end take it back."""
     began = float(task.problem.value(task.problem.old))
+    if not math.isfinite(began):
+        raise RuntimeError(
+            f"layer {task.problem.rows.name!r}: the value of its local objective is not finite; look at its target and "
+            "regularizer, or lower activation_lr"
+        )
     solver.solve(task)
     for _ in range(_TRIES):
         value = float(task.problem.value(task.values))

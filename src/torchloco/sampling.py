@@ -14,7 +14,7 @@ from torchloco.problem import Gradients, LocalProblem
 class SampledGradients:
     """Gradients at displaced weights from one part of the rows at a time::
 
-        ∇J(W̃) ≈ ∇J(W) + N/n · Σ_{n rows of the part} (δ(W̃) - δ(W)) xᵀ
+        ∇J(W̃) ≈ ∇J(W) + parts · Σ_{rows of one part} (δ(W̃) - δ(W)) xᵀ
 
     ∇J(W) is autograd's, over all rows and at no cost, so that sampling and rounding touch only what the gradient has
     changed by since (as in SVRG, Johnson and Zhang 2013). Over the parts its mean is the exact gradient.
@@ -48,7 +48,7 @@ class SampledGradients:
         """From part k."""
         x = self._rows(k)
         delta = self._residual_change(k, x, new)
-        scale = self._problem.rows.x.shape[0] / max(1, len(x))
+        scale = float(self._parts)  # parts may differ by a row; with this their mean is exact
         gradients = [self._sum(delta.t(), x, scale)]
         if len(new) > 1:
             first, factor = self._problem.first

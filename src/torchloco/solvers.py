@@ -28,13 +28,13 @@ class Task:
         lrs: The learning rate of each of them.
         steps: T, the number of local steps.
         inner: What `Solver.attach` returned for this layer.
-        scales: What a scheduler has made of each lr so far, as a factor (lr / initial_lr; 1 without a scheduler).
-            Solvers that have no use for lr itself multiply their displacement by it.
+        scales: What a scheduler has made of each lr since it was given, as a factor of at most 1. Solvers that have no
+            use for lr itself multiply their displacement by it.
         safe: Whether the solver should stop when the local objective no longer falls. That it does not rise is seen to
             elsewhere.
         memory: What the solver has kept of this layer from earlier mini-batches, by name. Not to be written to.
         keep: What it wants to find there next time. Taken over, and saved with the optimizer, when the step succeeds.
-            As all optimizer state in torch, tensors take the weight's dtype when they are loaded; plain numbers do not.
+            Loading moves tensors to the weight's device and changes nothing else.
     """
 
     problem: LocalProblem
@@ -138,6 +138,19 @@ def check_curvature(solver: Solver, regularizer: Regularizer | None) -> None:
         raise ValueError(
             f"{type(solver).__name__} takes no other regularizer than SquaredDistance, WeightDecay and their sums, got "
             f"{regularizer!r}; use FirstOrderSteps with it"
+        )
+
+
+def check_finite(gradient: Tensor, problem: LocalProblem) -> None:
+    """Raise unless the first gradient is finite: solvers that compare would take it for a minimum.
+
+    Raises:
+        RuntimeError: It is not.
+    """
+    if not bool(gradient.isfinite().all()):
+        raise RuntimeError(
+            f"layer {problem.rows.name!r}: the gradient of its local problem is not finite; look at its target and "
+            "regularizer, or lower activation_lr"
         )
 
 

@@ -89,7 +89,8 @@ class FirstOrderSteps(Solver):
             or a callable (j, T) → factor.
         local_rows: How many rows each step after the first looks at: a fraction in (0, 1] or a whole number of rows.
             The batch is cut into parts of about that size, which the steps take in turn. The first step's gradient is
-            that of all rows, and the others only estimate how it has changed since; their mean is unchanged.
+            that of all rows, and the others only estimate how it has changed since; their mean is unchanged. A safe
+            solve looks at all rows, in the weights' precision.
         local_dtype: Of the products over the rows in those steps, such as torch.bfloat16; default: the weights' own.
             Weights, averages and pre-activations keep theirs.
         keep_state: Whether the optimizer's state persists over mini-batches, as in the paper, or starts anew with each.

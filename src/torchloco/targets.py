@@ -37,6 +37,7 @@ class LayerRows:
         activation_lr: γ, the activation learning rate.
         memory: What a target has kept of this layer from earlier mini-batches, by name. Not to be written to.
         keep: What it wants to find there next time. Taken over, and saved with the optimizer, when the step succeeds.
+            Loading moves tensors to the weight's device and changes nothing else.
     """
 
     name: str
@@ -226,6 +227,8 @@ class MomentumTarget(ModifiedTarget):
         direction = self.base.direction(rows)
         now = direction.sum(0)
         past = rows.memory.get("momentum")
+        if past is not None:
+            past = past.to(now)
         rows.keep["momentum"] = now if past is None else past * self.momentum + now
         return direction if past is None else direction + past * (self.momentum / max(1, len(direction)))
 
