@@ -164,9 +164,7 @@ def test_newton_on_bfloat16_weights_is_refused(mlp):
     model = mlp(dtype=torch.bfloat16)
     batch = torch.randn(8, 6).bfloat16(), torch.rand(8, 3).bfloat16()
     with pytest.raises(TypeError, match="float32 and float64.*FirstOrderSteps"):
-        displacement(
-            model, LocoProp(model, solver=Newton()), (torch.randn(8, 6).bfloat16(), torch.rand(8, 3).bfloat16())
-        )
+        displacement(model, LocoProp(model, solver=Newton()), batch)
 
 
 def test_a_group_that_the_solver_refuses_leaves_nothing_behind(batches):
