@@ -308,7 +308,9 @@ class LocoProp(Optimizer):
             ValueError: It belongs to another solver or does not fit the param groups; nothing has been changed then.
         """
         saved, own = state_dict.get("solvers", {}), self._solver_names()
-        if not saved or any(saved[k] != own[k] for k in own if "none" not in (saved[k], own[k])):
+        if not saved or any(
+            saved.get(k, "none") != own[k] for k in own if "none" not in (saved.get(k, "none"), own[k])
+        ):
             raise ValueError(f"the state was saved by {saved or 'another kind of optimizer'}, this LocoProp has {own}")
         kinds = [[bool(group.get("fallback")) for group in g] for g in (state_dict["param_groups"], self.param_groups)]
         if kinds[0] != kinds[1]:
