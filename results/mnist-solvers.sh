@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Which solver of the local problems is best: MNIST, standard tanh autoencoder, 5 epochs with their own schedule, seed 0. One
-# rate is searched for each (lr of the local steps, or the activation lr where the solver has no lr); a best value on the
-# edge adds one beyond it. One folder per solver and rate, so that an interrupted study goes on where it was. Two runs at a
-# time, one thread each (their seconds are therefore not prices). Run from the repository's root; `locobench show
-# results/mnist-solvers --best --speed results/speed.json` draws table and plots.
+# Which solver of the local problems is best: MNIST, standard tanh autoencoder, 5 epochs with their own schedule, seed 0.
+# One rate is searched for each (lr of the local steps, or the activation lr where the solver has no lr), three values; for
+# LocoProp-S with RMSProp a fourth, since its best of three was the largest. One folder per solver and rate, so that an
+# interrupted study goes on where it was. Two runs at a time, one thread each (their seconds are therefore not prices). Run
+# from the repository's root; `locobench show results/mnist-solvers --best --speed results/speed.json` draws table and plots.
 set -euo pipefail
 export LOCOBENCH=${LOCOBENCH:-.venv/bin/locobench}
 trials() {
