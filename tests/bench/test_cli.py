@@ -174,7 +174,13 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
 def test_ctrl_c_for_real(tmp_path: Path):
     command = [sys.executable, "-m", "locobench", *TINY[:-1], "5000", "--methods", "sgd", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )
     deadline = time.monotonic() + 60
     file = tmp_path / "sgd.jsonl"
     while time.monotonic() < deadline and not (file.exists() and len(file.read_text().splitlines()) > 2):
