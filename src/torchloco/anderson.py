@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from torchloco.checks import check_count, check_range
-from torchloco.exact import curvature
-from torchloco.losses import Loss, MatchingLoss, SquaredLoss
+from torchloco.losses import Loss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, check_curvature, check_finite, joined, move, split
+from torchloco.solvers import Solver, Task, check_convex, check_finite, curvature, joined, move, split
 
 _POWER_ITERATIONS = 8
 _LONGEST = 100
@@ -85,20 +84,6 @@ class Anderson(Solver):
 
     def __repr__(self) -> str:
         return f"Anderson(memory={self.memory}, iterations={self.iterations or 'local_steps'})"
-
-
-def check_convex(solver: Solver, loss: Loss, regularizer: Regularizer | None) -> None:
-    """Raise unless the local problem is convex with known curvature.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if type(loss) not in (SquaredLoss, MatchingLoss):
-        raise ValueError(
-            f"{type(solver).__name__} solves convex problems, those of the matching and the squared loss, and {loss!r} "
-            "is not known to be convex; use FirstOrderSteps with it"
-        )
-    check_curvature(solver, regularizer)
 
 
 class _Mixing:

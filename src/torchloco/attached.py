@@ -66,9 +66,8 @@ class AttachedLayer:
             state: The state of LocoProp.
             fresh: Whether the optimizers were just made, and what they hold is to be kept.
         """
-        for part, made in [("solver", self.inner), *(("outer", outer) for outer in self.outers)]:
-            for p in [p for group in made.param_groups for p in group["params"]] if made is not None else []:
-                assert made is not None
+        for part, made in self._optimizers():
+            for p in [p for group in made.param_groups for p in group["params"]]:
                 kept = state[p].setdefault(part, {})
                 if fresh and not kept:
                     kept.update(made.state[p])
@@ -77,10 +76,14 @@ class AttachedLayer:
 
     def forget(self) -> None:
         """Let the optimizers' state of this layer start anew."""
-        for made in [self.outers, [self.inner] if self.inner is not None else []]:
-            for optimizer in made:
-                for p in self.params:
-                    optimizer.state.pop(p, None)
+        for _, made in self._optimizers():
+            for p in self.params:
+                made.state.pop(p, None)
+
+    def _optimizers(self) -> list[tuple[str, Optimizer]]:
+        """The optimizers, with the name that their state goes by."""
+        inner = [] if self.inner is None else [("solver", self.inner)]
+        return inner + [("outer", outer) for outer in self.outers]
 
     def remember(self, state: MutableMapping[Any, Any], part: str, keep: dict[str, Any]) -> None:
         """Take over what a target or solver wants to find in its memory next time."""

@@ -12,7 +12,7 @@ from torchloco.conjugate import conjugate_gradient
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, check_curvature, check_finite, joined, move, with_ones
+from torchloco.solvers import Solver, Task, check_curvature, check_finite, curvature, joined, move, with_ones
 
 
 class _Quadratic(Solver):
@@ -26,15 +26,6 @@ class _Quadratic(Solver):
                 "or Anderson, Newton or FirstOrderSteps with this loss"
             )
         check_curvature(self, regularizer)
-
-
-def curvature(problem: LocalProblem) -> float:
-    """The regularizer's λ."""
-    if problem.regularizer is None:
-        return 0.0
-    known = problem.regularizer.curvature
-    assert known is not None  # see the solvers' check()
-    return known
 
 
 def damped_cholesky(gram: Tensor, damping: float, layer: str, solver: str) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchloco.anderson import check_convex
 from torchloco.checks import check_count, check_range
 from torchloco.conjugate import conjugate_gradient
-from torchloco.exact import curvature, damped_cholesky
+from torchloco.exact import damped_cholesky
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, check_finite, joined, move, split, with_ones
+from torchloco.solvers import Solver, Task, check_convex, check_finite, curvature, joined, move, split, with_ones
 
 _TRIES = 8
 _CUT = 0.25

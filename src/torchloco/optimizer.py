@@ -239,7 +239,6 @@ class LocoProp(Optimizer):
             return
         for layer in diverged:
             layer.forget()
-            self.state.pop(layer.weight, None)
             for p in layer.params:
                 self.state.pop(p, None)
         self._bind()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from torchloco.losses import Loss
+from torchloco.losses import Loss, MatchingLoss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
 
@@ -139,6 +139,29 @@ def check_curvature(solver: Solver, regularizer: Regularizer | None) -> None:
             f"{type(solver).__name__} takes no other regularizer than SquaredDistance, WeightDecay and their sums, got "
             f"{regularizer!r}; use FirstOrderSteps with it"
         )
+
+
+def check_convex(solver: Solver, loss: Loss, regularizer: Regularizer | None) -> None:
+    """Raise unless the local problem is convex with known curvature.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if type(loss) not in (SquaredLoss, MatchingLoss):
+        raise ValueError(
+            f"{type(solver).__name__} solves convex problems, those of the matching and the squared loss, and {loss!r} "
+            "is not known to be convex; use FirstOrderSteps with it"
+        )
+    check_curvature(solver, regularizer)
+
+
+def curvature(problem: LocalProblem) -> float:
+    """The regularizer's λ."""
+    if problem.regularizer is None:
+        return 0.0
+    known = problem.regularizer.curvature
+    assert known is not None  # see the solvers' check()
+    return known
 
 
 def check_finite(gradient: Tensor, problem: LocalProblem) -> None:
