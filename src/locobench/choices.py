@@ -9,7 +9,7 @@ Activation = Literal["tanh", "relu"]
 DATA_NAMES: tuple[str, ...] = get_args(DataName)
 MODEL_NAMES: tuple[str, ...] = get_args(ModelName)
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
-FigureName = Literal["local-losses", "second-order"]
+FigureName = Literal["local-losses", "second-order", "speed"]
 
 # The methods that are compared unless others are named, and the others.
 MAIN_METHODS = ("locoprop-m", "locoprop-s", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam")
@@ -29,4 +29,6 @@ MORE_METHODS = (
     "muon",
     "soap",
     "shampoo",
+    "kfac",
 )
+SPEED_ONLY = ("locoprop-pypi",)

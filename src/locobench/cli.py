@@ -1,16 +1,19 @@
 """The `locobench` command. What it imports at once is light: `--help` should not wait for torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from locobench import __version__
-from locobench.choices import MAIN_METHODS, MORE_METHODS, Activation, DataName, FigureName, ModelName
+from locobench.choices import MAIN_METHODS, MORE_METHODS, SPEED_ONLY, Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
+
+if TYPE_CHECKING:
+    from locobench.methods import Method
 
 METHODS_HELP = f"{', '.join(MAIN_METHODS)} (together: main); others: {', '.join(MORE_METHODS)}; all for both"
 
@@ -124,6 +127,9 @@ def compare(
         if idle:
             raise BenchError(f"--lr is given for {', '.join(idle)}, which --methods leaves out")
         folder = out or Path("runs") / f"{data}-{model}-{activation}-{epochs}-seed{seed}"
+        absent = [method for method in chosen if method.missing is not None]
+        if len(absent) == len(chosen):
+            raise BenchError("; ".join(f"{method.name} is not installed: {method.missing}" for method in absent))
         all_settings = [
             Settings(
                 method=method.name,
@@ -140,9 +146,10 @@ def compare(
                 threads=default_threads() if threads is None else threads,
             )
             for method in chosen
+            if method not in absent
         ]
         job.compare(all_settings, folder, Console())
-        _show(folder)
+        _show(folder, absent=absent)
 
 
 @app.command()
@@ -170,9 +177,13 @@ def figure(
         FigureName,
         typer.Argument(
             help="local-losses: the losses that transfer functions induce. second-order: how the update of one "
-            "mini-batch compares with FOOF, K-FAC and Gauss-Newton as the local steps grow."
+            "mini-batch compares with FOOF, K-FAC and Gauss-Newton as the local steps grow. speed: what a step costs "
+            "against width, depth or batch size."
         ),
     ],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="speed: the JSON that `locobench speed` wrote.")
+    ] = None,
     transfers: Annotated[
         str, typer.Option(help="local-losses: comma-separated transfer functions, one panel each.")
     ] = "tanh,relu",
@@ -198,20 +209,39 @@ def figure(
     second-order directions for 1 to 50 local steps, and writes all numbers to a JSON file next to the PNG. It takes
     about a quarter of an hour on one CPU core.
 
+    speed draws the plot of `locobench speed` again, from its file alone.
+
     Example: locobench figure local-losses --transfers tanh,relu,sigmoid
 
     Example: locobench figure second-order --data mnist
+
+    Example: locobench figure speed runs/speed.json --out cost.png
     """
     path = out or Path("runs") / f"{name}.png"
     with _plain_errors():
-        if name == "local-losses":
+        if (file is None) == (name == "speed"):
+            raise BenchError("figure speed needs the FILE that `locobench speed` wrote; the other figures take none")
+        if file is not None:
+            written = [_cost(file, path)]
+        elif name == "local-losses":
             from locobench import figures
 
             written = [figures.local_losses([part.strip() for part in transfers.split(",")], path)]
         else:
             written = _second_order(data, warm_up, damping, batch_size, seed, threads, path)
-        for file in written:
-            typer.echo(f"written: {file}")
+        for made in written:
+            typer.echo(f"written: {made}")
+
+
+def _cost(file: Path, path: Path) -> Path:
+    from locobench import cost_plot, prices
+    from locobench.runfile import prepare_folder
+
+    if path.is_dir():
+        raise BenchError(f"--out must name the PNG, got the folder {path}")
+    content = prices.read(file)
+    prepare_folder(path.parent)
+    return cost_plot.save(content, path)
 
 
 def _second_order(
@@ -253,67 +283,108 @@ def _second_order(
 def speed(
     model: Model = "standard",
     activation: Act = "tanh",
+    width: Annotated[
+        str, typer.Option(help="Comma-separated: hidden widths and code times each of them. Example: 1,2,4")
+    ] = "1",
+    depth: Annotated[
+        str, typer.Option(help="Comma-separated: the number of 500 layers times each of them. Example: 1,2,3,4")
+    ] = "1",
     methods: Annotated[
-        str, typer.Option(help=f"Comma-separated. {METHODS_HELP}. Adam is always timed as well.")
+        str,
+        typer.Option(
+            help=f"Comma-separated. {METHODS_HELP}. Here also: {', '.join(SPEED_ONLY)}. Adam is always timed as well."
+        ),
     ] = "all",
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 1000,
+    batch_size: Annotated[str, typer.Option(help="Comma-separated: images per step. Example: 256,1000,4096")] = "1000",
     rounds: Annotated[
-        int, typer.Option(help="Timed steps per method, each next to one of Adam; the median is reported.")
+        int,
+        typer.Option(
+            help="Timed steps per method, each next to one of Adam; the median is reported. Where a method does more "
+            "in every tenth step, a round is the mean of ten."
+        ),
     ] = 7,
     device: Device = "cpu",
     threads: Threads = None,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="JSON for all single times, with machine and versions.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="JSON for all single times, with machine and versions. Where several sizes are timed, a plot of cost "
+            "against size goes next to it, with the suffix .png.",
+        ),
     ] = Path("runs/speed.json"),
 ) -> None:
     """Measure what a step of each method costs, in time and in memory, next to Adam's.
 
     A step is zero_grad, forward, backward and step, on random images of 784 pixels. Steps are timed in
-    turns with Adam's in one process; the ratio is the number to trust on a busy machine.
+    turns with Adam's in one process; the ratio is the number to trust on a busy machine. Every combination of
+    --width, --depth and --batch-size is a section of the table.
+
+    GFLOP/s counts the matrix products of a step, where they are known; its peak is what the machine reaches on the
+    products of a forward and backward pass alone. Peak MB is the most that torch held at a time, besides model and
+    batch.
 
     Example: locobench speed --methods locoprop-m,locoprop-s --rounds 15
+
+    Example: locobench speed --methods locoprop-m-fast,muon,soap,kfac --width 1,2,4
     """
     with _plain_errors():
         from rich.progress import Progress
 
+        from locobench import cost_plot, prices
         from locobench import speed as job
-        from locobench.methods import find_all
+        from locobench.methods import PRICED, find_all
         from locobench.runfile import prepare_folder
-        from locobench.settings import at_least, default_threads
+        from locobench.settings import at_least, default_threads, whole_numbers
 
-        at_least(1, batch_size=batch_size, rounds=rounds)
+        at_least(1, rounds=rounds)
         threads = default_threads() if threads is None else threads
         at_least(1, threads=threads)
-        chosen = find_all(methods)
+        widths, depths = whole_numbers("width", width), whole_numbers("depth", depth)
+        batch_sizes = whole_numbers("batch-size", batch_size)
+        chosen = find_all(methods, PRICED)
         prepare_folder(out.parent)
-        if out.is_dir():
-            raise BenchError(f"--out {out} is a folder; name a file in it, such as {out / 'speed.json'}")
+        if out.is_dir() or out.suffix == ".png":
+            raise BenchError(f"--out {out} must name the JSON file, such as {out.with_suffix('') / 'speed.json'}")
         settings = {
             "model": model,
             "activation": activation,
-            "batch_size": batch_size,
+            "width": widths,
+            "depth": depths,
+            "batch_size": batch_sizes,
             "rounds": rounds,
             "device": device,
             "threads": threads,
         }
         console = Console()
+        sections: list[prices.Section] = []
         # Redrawn by hand, as a thread that redraws would run on the clock.
         with Progress(console=console, transient=True, auto_refresh=False) as progress:
-            task = progress.add_task("timing", total=rounds * len(chosen))
-            prices = job.measure(
+            sizes = len(widths) * len(depths) * len(batch_sizes)
+            total = sizes * rounds * sum(method.missing is None for method in chosen)
+            task = progress.add_task("timing", total=total)
+            for section in job.measure(
                 chosen,
                 model=model,
                 activation=activation,
-                batch_size=batch_size,
+                widths=widths,
+                depths=depths,
+                batch_sizes=batch_sizes,
                 rounds=rounds,
                 device=device,
                 threads=threads,
-                on_round=lambda: progress.update(task, advance=1, refresh=True),
-            )
-        job.save(prices, settings, out)
-        title = f"{model} {activation} autoencoder, batch {batch_size}, {device}, {threads} threads"
-        console.print(job.table(prices, title))
+                on_round=lambda section, method: progress.update(
+                    task, advance=1, refresh=True, description=f"{section.title}: {method.label}"
+                ),
+            ):
+                sections.append(section)
+                content = prices.save(sections, settings, out)  # an interruption costs one section at most
+        title = f"{model} {activation} autoencoder, {device}, {threads} threads"
+        console.print(prices.table(sections, title))
         console.print(f"written: {out}", highlight=False, soft_wrap=True)
+        if cost_plot.varying(content):
+            plot = cost_plot.save(content, out.with_suffix(".png"))
+            console.print(f"written: {plot}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -321,11 +392,11 @@ def main() -> None:
     app()
 
 
-def _show(folder: Path, *, best: bool = False, speed: Path | None = None) -> None:
+def _show(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence["Method"] = ()) -> None:
     from locobench.report import report
 
     console = Console()
-    drawn = report(folder, best=best, speed=speed)
+    drawn = report(folder, best=best, speed=speed, absent=absent)
     console.print()
     console.print(drawn.table)
     for note in drawn.notes:

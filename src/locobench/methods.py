@@ -1,7 +1,7 @@
 """The optimizers that the benchmark compares. To add one, add an entry to `_TABLE`."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from locobench.choices import MAIN_METHODS
+from locobench.earlier import EarlierLocoProp
 from locobench.errors import BenchError
+from locobench.kfac import KFAC
+from locobench.libraries import CURVLINOPS, LOCOPROP, PYTORCH_OPTIMIZER, Library
 from locobench.pairs import Pair
 from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, RMSProp, recipes
 
@@ -25,6 +28,8 @@ class Method:
         lr: Base learning rate where none was searched for.
         searched: Base learning rates by data set, the best of an equal search (results/curves-search).
         cost: Rough price of a step in steps of Adam; it only steers the estimate of the time left.
+        period: Steps after which its work repeats, where they are not all alike; a price is the mean over them.
+        library: What it needs besides torch and torchloco.
         note: Its other settings, in words.
     """
 
@@ -35,6 +40,13 @@ class Method:
     note: str
     searched: dict[str, float] = field(default_factory=dict)
     cost: float = 1.0
+    period: int = 1
+    library: Library | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """The command that installs its library, None where nothing is missing."""
+        return self.library.install if self.library is not None and self.library.missing else None
 
     def rate(self, data: str) -> float:
         """The base learning rate on that data set, unless `--lr` gives another."""
@@ -43,10 +55,8 @@ class Method:
 
 def _pytorch_optimizer(name: str) -> Callable[..., Optimizer]:
     """A class of that library, which is imported only where it is needed."""
-    try:
-        import pytorch_optimizer
-    except ImportError as error:
-        raise BenchError(f"{name} is not installed: pip install pytorch_optimizer") from error
+    import pytorch_optimizer
+
     made: Callable[..., Optimizer] = getattr(pytorch_optimizer, name)
     return made
 
@@ -241,6 +251,8 @@ _TABLE = [
         lambda model, lr: _pytorch_optimizer("SOAP")(model.parameters(), lr=lr, weight_decay=0.0),
         lr=3e-3,
         cost=3.0,
+        period=10,
+        library=PYTORCH_OPTIMIZER,
         note="pytorch_optimizer's; preconditioners every 10 steps, no weight decay",
     ),
     Method(
@@ -251,27 +263,51 @@ _TABLE = [
         ),
         lr=1e-3,
         cost=3.0,
+        period=10,
+        library=PYTORCH_OPTIMIZER,
         note="pytorch_optimizer's ScalableShampoo; starts after 5 steps, preconditioners every 10",
+    ),
+    Method(
+        "kfac",
+        "K-FAC",
+        lambda model, lr: KFAC(model, lr),
+        lr=1e-2,
+        cost=3.0,
+        period=10,
+        library=CURVLINOPS,
+        note="factors and inverses by curvlinops, every 10 steps; one sampled label per image, momentum 0.9",
     ),
 ]
 
 METHODS: dict[str, Method] = {method.name: method for method in _TABLE}
 
+# Another implementation of LocoProp, for its price alone: its loop has no place for a schedule.
+_EARLIER = Method(
+    "locoprop-pypi",
+    "LocoProp 0.1.0 of PyPI",
+    lambda model, lr: EarlierLocoProp(model),
+    lr=2e-5,
+    cost=8.0,
+    library=LOCOPROP,
+    note="10 local steps, else its defaults",
+)
+PRICED: dict[str, Method] = {**METHODS, _EARLIER.name: _EARLIER}
 
-def find(name: str) -> Method:
+
+def find(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """The method of that name, or an error that lists the known ones and the nearest."""
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0.4)
+    if name in among:
+        return among[name]
+    near = difflib.get_close_matches(name.lower(), among, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? There are" if near else "there are"
-    raise BenchError(f"unknown method {name!r}; {hint}: {', '.join(METHODS)}")
+    raise BenchError(f"unknown method {name!r}; {hint}: {', '.join(among)}")
 
 
-def find_all(names: str) -> list[Method]:
+def find_all(names: str, among: Mapping[str, Method] = METHODS) -> list[Method]:
     """The methods of a comma-separated list, each once, in its order; `main` and `all` stand for several."""
-    several = {"main": list(MAIN_METHODS), "all": list(METHODS)}
+    several = {"main": list(MAIN_METHODS), "all": list(among)}
     parts = [name.strip() for name in names.split(",") if name.strip()]
     wanted = [name for part in parts for name in several.get(part, [part])]
     if not wanted:
-        raise BenchError(f"no method named; there are: {', '.join(METHODS)}")
-    return [find(name) for name in dict.fromkeys(wanted)]
+        raise BenchError(f"no method named; there are: {', '.join(among)}")
+    return [find(name, among) for name in dict.fromkeys(wanted)]

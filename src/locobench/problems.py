@@ -11,13 +11,10 @@ from locobench.errors import BenchError
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
-# Widths of the encoder after the pixels; the last one is the code. The decoder mirrors them.
-_ENCODERS: dict[str, list[int]] = {
-    "standard": [1000, 500, 250, 30],
-    "deep": [1000, 500, 500, 500, 250, 30],
-    "wide": [2000, 1000, 500, 60],
-    "wide4": [4000, 2000, 1000, 120],
-}
+# Widths of the encoder after the pixels, around the layers of 500; the last one is the code. The decoder mirrors them.
+_BEFORE, _MIDDLE, _AFTER = [1000], [500], [250, 30]
+# By what the hidden widths are multiplied, and how many layers of 500 there are.
+_VARIANTS: dict[str, tuple[int, int]] = {"standard": (1, 1), "deep": (1, 3), "wide": (2, 1), "wide4": (4, 1)}
 
 
 class Autoencoder(nn.Module):
@@ -41,7 +38,7 @@ class Autoencoder(nn.Module):
         return logits
 
 
-def build(model: str, activation: str, pixels: int, seed: int) -> Autoencoder:
+def build(model: str, activation: str, pixels: int, seed: int, *, width: int = 1, depth: int = 1) -> Autoencoder:
     """The autoencoder with its initial weights, which depend on the seed and on nothing else.
 
     Args:
@@ -50,12 +47,16 @@ def build(model: str, activation: str, pixels: int, seed: int) -> Autoencoder:
         activation: `tanh` or `relu`.
         pixels: Width of the data.
         seed: Of the initial weights.
+        width: Multiplies all hidden widths and the code.
+        depth: Multiplies the number of 500 layers.
     """
-    if model not in _ENCODERS:
+    if model not in _VARIANTS:
         raise BenchError(f"unknown model {model!r}; there are: {', '.join(MODEL_NAMES)}")
     if activation not in _ACTIVATIONS:
         raise BenchError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
-    autoencoder = Autoencoder(pixels, _ENCODERS[model], activation)
+    width, depth = width * _VARIANTS[model][0], depth * _VARIANTS[model][1]
+    encoder = [width * units for units in _BEFORE + depth * _MIDDLE + _AFTER]
+    autoencoder = Autoencoder(pixels, encoder, activation)
     generator = torch.Generator().manual_seed(seed)
     for module in autoencoder.modules():
         if isinstance(module, nn.Linear):

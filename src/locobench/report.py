@@ -1,6 +1,7 @@
 """The table of a folder of runs, in the terminal and as Markdown. Reads run files, runs nothing."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from locobench import plots
-from locobench.methods import METHODS
+from locobench.methods import METHODS, Method
+from locobench.prices import read_prices
 from locobench.runfile import Row, RunFile, read_folder, write_atomically
-from locobench.speed import read_prices
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "seed")
 _ELSEWHERE = ("device", "threads", "machine", "versions", "protocol")
@@ -33,13 +34,14 @@ class Report:
     files: list[Path]
 
 
-def report(folder: Path, *, best: bool = False, speed: Path | None = None) -> Report:
+def report(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence[Method] = ()) -> Report:
     """Read the runs in a folder and the folders in it, draw `table.md`, `epochs.png` and `seconds.png` into it.
 
     Args:
         folder: Of the runs.
         best: Whether to leave out all but the best run of each method, as after a search.
         speed: A file of `locobench speed`, for prices that are not blurred by what else ran at the time.
+        absent: Methods that were asked for and whose library is missing; they get a line without numbers.
     """
     runs = sorted(read_folder(folder), key=_rank)
     tried = Counter(run.config["method"] for run in runs)
@@ -48,8 +50,10 @@ def report(folder: Path, *, best: bool = False, speed: Path | None = None) -> Re
     prices = None if speed is None else read_prices(speed)
     notes = _notes(runs, prices, tried if best else None)
     lines = _lines(runs, prices)
-    markdown = folder / "table.md"
     headings = _HEADINGS if prices is None else _PRICED
+    dashes = ("–",) * (len(headings) - 2)
+    lines += [(method.label, *dashes, f"not installed: {method.missing}") for method in absent]
+    markdown = folder / "table.md"
     write_atomically(markdown, lambda file: file.write_text(_markdown(headings, lines, notes), encoding="utf-8"))
     return Report(_table(headings, lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
 

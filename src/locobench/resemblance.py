@@ -17,7 +17,7 @@ from locobench import problems
 from locobench.errors import BenchError
 from locobench.runfile import write_atomically
 from locobench.settings import machine, versions
-from locobench.training import close, take_step
+from locobench.stepping import close, take_step
 from torchloco import FirstOrderSteps, LocoProp, recipes
 from torchloco.conjugate import conjugate_gradient
 

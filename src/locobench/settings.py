@@ -76,6 +76,17 @@ def at_least(smallest: int, **numbers: int) -> None:
             raise BenchError(f"--{name.replace('_', '-')} must be at least {smallest}, got {number}")
 
 
+def whole_numbers(option: str, text: str) -> list[int]:
+    """The numbers of a comma-separated list, each once and at least 1."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BenchError(f"--{option} must be comma-separated whole numbers, such as 1,2,4; got {text!r}") from None
+    for number in numbers:
+        at_least(1, **{option: number})
+    return list(dict.fromkeys(numbers))
+
+
 def use_device(name: str, threads: int) -> torch.device:
     """The device, checked by putting a number on it; sets torch's threads as well.
 

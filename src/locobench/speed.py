@@ -1,83 +1,33 @@
 """The price of a step: every method timed next to Adam, in turns, in one process."""
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import median
+from itertools import product
+from statistics import fmean
 from time import perf_counter
-from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor
-from torch.optim import Optimizer
 
 from locobench import problems
-from locobench.errors import BenchError
+from locobench.memory import peak_bytes, state_bytes
 from locobench.methods import Method, find
-from locobench.runfile import write_atomically
-from locobench.settings import machine, use_device, versions
-from locobench.training import close, synchronize, take_step
+from locobench.prices import Price, Section
+from locobench.products import Peak, multiply_adds
+from locobench.settings import use_device
+from locobench.stepping import close, synchronize, take_step
 
 WARM_UP_STEPS = 2
-
-
-@dataclass
-class Price:
-    """What was measured of one method.
-
-    Attributes:
-        method: The method.
-        seconds: Of a step, one number a round.
-        adam_seconds: Of Adam's step just before, one number a round.
-        state_bytes: What the optimizer holds between steps.
-        adam_state_bytes: The same of Adam.
-    """
-
-    method: Method
-    seconds: list[float] = field(default_factory=list)
-    adam_seconds: list[float] = field(default_factory=list)
-    state_bytes: int = 0
-    adam_state_bytes: int = 0
-
-    @property
-    def step(self) -> float:
-        """Median seconds of a step."""
-        return median(self.seconds)
-
-    @property
-    def time_ratio(self) -> float:
-        """Median over the rounds of the step's time divided by that of the Adam step just before it."""
-        return median(own / adam for own, adam in zip(self.seconds, self.adam_seconds, strict=True))
-
-    @property
-    def bytes_ratio(self) -> float:
-        """State bytes divided by Adam's."""
-        return self.state_bytes / self.adam_state_bytes
-
-    def as_row(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "method": self.method.name,
-            "step_seconds": self.step,
-            "time_ratio": self.time_ratio,
-            "state_bytes": self.state_bytes,
-            "bytes_ratio": self.bytes_ratio,
-            "round_seconds": self.seconds,
-            "round_adam_seconds": self.adam_seconds,
-        }
+PIXELS = 784
 
 
 class _Contestant:
-    """A model of its own with its optimizer."""
+    """A model of its own with its optimizer, past its first steps."""
 
-    def __init__(self, method: Method, model: str, activation: str, batch: Tensor) -> None:
-        self.model = problems.build(model, activation, batch.shape[1], seed=0).to(batch.device)
+    def __init__(self, method: Method, make: Callable[[], problems.Autoencoder], batch: Tensor) -> None:
+        self.model = make()
         self.optimizer = method.build(self.model, method.lr)
         self.batch = batch
-        for _ in range(WARM_UP_STEPS):
+        for _ in range(max(WARM_UP_STEPS, method.period)):
             take_step(self.model, self.optimizer, batch)
 
     def time_step(self) -> float:
@@ -93,105 +43,86 @@ def measure(
     *,
     model: str = "standard",
     activation: str = "tanh",
-    batch_size: int = 1000,
+    widths: list[int],
+    depths: list[int],
+    batch_sizes: list[int],
     rounds: int = 7,
     device: str = "cpu",
     threads: int,
-    on_round: Callable[[], None] | None = None,
-) -> list[Price]:
+    on_round: Callable[[Section, Method], None] = lambda section, method: None,
+) -> Iterator[Section]:
     """Time steps (zero_grad, forward, backward, step) on the autoencoder with random images of 784 pixels.
 
-    In a round each method's step comes right after one of Adam's: what else the machine does slows both down,
-    and the ratio stays.
+    Each step comes right after one of Adam's: what else the machine does slows both down, and the ratio stays. A round
+    is a step, or as many as a method takes to repeat its work. Methods that miss their library or fail get no numbers.
 
     Args:
         methods: To be timed; Adam is always the yardstick.
         model: Name of the autoencoder.
         activation: Of its hidden layers.
-        batch_size: Images per step.
-        rounds: Steps per method that are timed.
+        widths: By which its hidden widths are multiplied.
+        depths: By which the number of its 500 layers is multiplied.
+        batch_sizes: Images per step. There is a section for each combination of the three.
+        rounds: Per method.
         device: To run on.
         threads: That torch uses on the CPU.
-        on_round: Called after every pair of steps.
+        on_round: Called after every round.
     """
     place = use_device(device, threads)
-    batch = torch.rand(batch_size, 784, generator=torch.Generator().manual_seed(0)).to(place)
-    adam = _Contestant(find("adam"), model, activation, batch)
-    contestants = [(Price(method), _Contestant(method, model, activation, batch)) for method in methods]
-    for _ in range(rounds):
-        for price, contestant in contestants:
-            price.adam_seconds.append(adam.time_step())
-            price.seconds.append(contestant.time_step())
-            if on_round is not None:
-                on_round()
-    for price, contestant in contestants:
-        price.state_bytes = state_bytes(contestant.optimizer)
-        price.adam_state_bytes = state_bytes(adam.optimizer)
-        close(contestant.optimizer)
-    return [price for price, _ in contestants]
+    for width, depth, batch_size in product(widths, depths, batch_sizes):
+        section = Section(width, depth, batch_size)
+        batch = torch.rand(batch_size, PIXELS, generator=torch.Generator().manual_seed(0)).to(place)
+
+        def make(width: int = width, depth: int = depth) -> problems.Autoencoder:
+            return problems.build(model, activation, PIXELS, seed=0, width=width, depth=depth).to(place)
+
+        _measure_section(section, methods, make, batch, rounds, on_round)
+        yield section
 
 
-def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of the tensors in an optimizer's state, each storage once; parameters are not counted."""
-    storages = {
-        (tensor.device, tensor.untyped_storage().data_ptr()): tensor.untyped_storage().nbytes()
-        for tensor in _tensors(list(optimizer.state.values()))
-    }
-    return sum(storages.values())
+def _measure_section(
+    section: Section,
+    methods: list[Method],
+    make: Callable[[], problems.Autoencoder],
+    batch: Tensor,
+    rounds: int,
+    on_round: Callable[[Section, Method], None],
+) -> None:
+    adam = _Contestant(find("adam"), make, batch)
+    peak = Peak(adam.model, len(batch))
+    adam_state, adam_peak = state_bytes(adam.optimizer), peak_of_training(find("adam"), make, batch)
+    for method in methods:
+        peak.sample()
+        price = Price(method, adam_state_bytes=adam_state, adam_peak_bytes=adam_peak)
+        section.prices.append(price)
+        if method.missing is not None:
+            price.trouble = f"not installed: {method.missing}"
+            continue
+        try:
+            price.peak_bytes = peak_of_training(method, make, batch)
+            contestant = _Contestant(method, make, batch)
+            price.multiply_adds = multiply_adds(contestant.model, contestant.optimizer, batch, method.period)
+            for _ in range(rounds):
+                pairs = [(adam.time_step(), contestant.time_step()) for _ in range(method.period)]
+                price.adam_seconds.append(fmean(pair[0] for pair in pairs))
+                price.seconds.append(fmean(pair[1] for pair in pairs))
+                on_round(section, method)
+            price.state_bytes = state_bytes(contestant.optimizer)
+            close(contestant.optimizer)
+        except RuntimeError as error:  # a refused step, or not enough memory
+            price.trouble = f"failed: {str(error).strip().splitlines()[0]}"
+    peak.sample()
+    section.peak = peak.as_row()
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, Optimizer):  # an optimizer inside an optimizer
-        yield from _tensors(list(value.state.values()))
+def peak_of_training(method: Method, make: Callable[[], problems.Autoencoder], batch: Tensor) -> int:
+    """The most memory that a method's first steps hold at a time, its state included, besides model and batch."""
+    model = make()
 
+    def train() -> None:
+        optimizer = method.build(model, method.lr)
+        for _ in range(max(WARM_UP_STEPS, method.period)):
+            take_step(model, optimizer, batch)
+        close(optimizer)
 
-def table(prices: list[Price], title: str) -> Table:
-    """For a rich console, cheapest first."""
-    drawn = Table(title=title, box=SIMPLE_HEAD)
-    drawn.add_column("method")
-    for heading in ("ms/step", "time ÷ Adam", "state MB", "bytes ÷ Adam"):
-        drawn.add_column(heading, justify="right")
-    for price in sorted(prices, key=lambda price: price.time_ratio):
-        drawn.add_row(
-            price.method.label,
-            f"{1000 * price.step:.1f}",
-            f"{price.time_ratio:.2f}",
-            f"{price.state_bytes / 1e6:.1f}",
-            f"{price.bytes_ratio:.2f}",
-            style="bold" if price.method.name.startswith("locoprop") else None,
-        )
-    return drawn
-
-
-def read_prices(path: Path) -> dict[str, float]:
-    """Time ÷ Adam's by method, from a file that `save` wrote.
-
-    Raises:
-        BenchError: The file cannot be read or is none of those.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {row["method"]: float(row["time_ratio"]) for row in content["prices"]}
-    except OSError as error:
-        raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"{path} is no file of `locobench speed`: {error!r}") from error
-
-
-def save(prices: list[Price], settings: dict[str, Any], path: Path) -> None:
-    """Write the measurement with machine and versions as JSON."""
-    content = {
-        **settings,
-        "versions": versions(),
-        "machine": machine(settings["device"]),
-        "prices": [price.as_row() for price in prices],
-    }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return peak_bytes(train, batch.device)

@@ -15,6 +15,7 @@ from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.methods import Method, find
 from locobench.settings import Settings, use_device
+from locobench.stepping import close, synchronize, take_step
 
 WARM_UP = 0.05  # share of the schedule
 _REFUSAL = re.compile("finite|diverge|overflow", re.IGNORECASE)  # how an optimizer words it
@@ -175,30 +176,6 @@ class Training:
         if not _is_finite(value):
             raise Diverged(f"the {name} loss after epoch {self.epoch + 1} is {value}")
         return value
-
-
-def take_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor) -> Tensor:
-    """One step of training; what the benchmark times. Returns the loss before the step."""
-    optimizer.zero_grad()
-    loss = problems.loss(model(batch), batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss.detach()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def close(optimizer: torch.optim.Optimizer) -> None:
-    """Take an optimizer's hooks off its model, if it is of a kind that has some."""
-    release = getattr(optimizer, "close", None)
-    if release is not None:
-        release()
 
 
 def _is_finite(value: float) -> bool:

@@ -1,10 +1,47 @@
 """The yardstick itself."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner, Result
 
-from locobench.methods import find
-from locobench.speed import Price, state_bytes
+from locobench import cost_plot, methods, prices, problems, speed
+from locobench.cli import app
+from locobench.errors import BenchError
+from locobench.libraries import Library
+from locobench.memory import peak_bytes, state_bytes
+from locobench.methods import METHODS, find
+from locobench.prices import Price, read_prices
+from locobench.products import Peak, multiply_adds
+from locobench.stepping import take_step
+
+CPU = torch.device("cpu")
+NOWHERE = Library("no_such_module", "pip install no-such-module")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An autoencoder of 16 pixels with few units."""
+    monkeypatch.setattr(problems, "_BEFORE", [12])
+    monkeypatch.setattr(problems, "_MIDDLE", [8])
+    monkeypatch.setattr(problems, "_AFTER", [3])
+    monkeypatch.setattr(speed, "PIXELS", 16)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def measure(chosen: list[methods.Method], rounds: int = 2) -> prices.Section:
+    (section,) = speed.measure(chosen, widths=[1], depths=[1], batch_sizes=[20], rounds=rounds, threads=1)
+    return section
 
 
 def test_state_bytes_counts_every_storage_once_and_looks_inside():
@@ -15,7 +52,218 @@ def test_state_bytes_counts_every_storage_once_and_looks_inside():
     assert state_bytes(optimizer) == 400 + 24
 
 
+def test_state_bytes_looks_into_objects_and_leaves_parameters_out():
+    weight = nn.Parameter(torch.zeros(10))
+    weight.grad = torch.zeros(10)
+    optimizer = torch.optim.SGD([weight], 0.1)
+    inside = SimpleNamespace(statistics=[torch.zeros(5, 5)], parameter=weight, gradient=weight.grad)
+    inside.itself = inside
+    optimizer.state[weight] = {"object": inside, "module": nn.Linear(9, 9)}
+    assert state_bytes(optimizer) == 100
+
+
+def test_shampoos_preconditioners_are_counted():
+    model = nn.Linear(6, 4, bias=False)
+    optimizer = find("shampoo").build(model, 1e-3)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(2, 6)).sum().backward()
+        optimizer.step()
+    # for each side statistics and preconditioner, and the momentum; grafting may add to it
+    assert state_bytes(optimizer) >= 4 * (2 * (6 * 6 + 4 * 4) + 6 * 4)
+
+
 def test_the_ratio_is_taken_round_by_round():
     price = Price(find("sgd"), seconds=[1.0, 2.0, 30.0], adam_seconds=[1.0, 1.0, 10.0])
     assert price.time_ratio == 2.0
     assert price.step == 2.0
+
+
+def test_a_round_is_a_whole_period(small: None):
+    calls = []
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:
+            calls.append(torch.tensor(0))
+
+    method = replace(
+        find("sgd"), name="counting", period=3, build=lambda model, lr: Counting(list(model.parameters()), lr)
+    )
+    (price,) = measure([method], rounds=2).prices
+    assert len(price.seconds) == len(price.adam_seconds) == 2
+    # memory 3, warm-up 3, counting of products 3, two rounds of 3
+    assert len(calls) == 15
+
+
+def test_peak_of_known_allocations():
+    def work() -> None:
+        first = torch.empty(1 << 20, dtype=torch.uint8)
+        del first
+        second = torch.empty(2 << 20, dtype=torch.uint8)
+        third = torch.empty(1 << 19, dtype=torch.uint8)
+        del second, third
+        torch.empty(1 << 20, dtype=torch.uint8)
+
+    assert peak_bytes(work, CPU) == (2 << 20) + (1 << 19)
+    assert peak_bytes(lambda: None, CPU) == 0
+
+
+@pytest.mark.parametrize(("momentum", "held"), [(0.0, 1), (0.9, 2)])
+def test_peak_of_training_with_sgd(momentum: float, held: int):
+    """A gradient and a momentum, each of the size of the weight; the activations are small beside them."""
+    model = nn.Linear(512, 512, bias=False)
+    weight, batch = 4 * 512 * 512, torch.rand(2, 512)
+
+    def train() -> None:
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=momentum)
+        for _ in range(3):
+            take_step(model, optimizer, batch)
+
+    assert peak_bytes(train, CPU) == pytest.approx(held * weight, rel=0.03)
+
+
+def test_peak_of_training_with_adam():
+    """Gradient, two averages, and in the step a root and its quotient."""
+    model = nn.Linear(512, 512, bias=False)
+
+    def train() -> None:
+        optimizer = torch.optim.Adam(model.parameters(), foreach=False)
+        for _ in range(3):
+            take_step(model, optimizer, torch.rand(2, 512))
+
+    assert peak_bytes(train, CPU) == pytest.approx(5 * 4 * 512 * 512, rel=0.03)
+
+
+def test_memory_that_a_thread_keeps_counts_every_time(small: None):
+    batch = torch.rand(20, 16)
+    first, second = (
+        speed.peak_of_training(find("rmsprop-tf"), lambda: problems.build("standard", "tanh", 16, 0), batch)
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_an_error_in_the_measured_work_is_raised():
+    def work() -> None:
+        raise RuntimeError("refused")
+
+    with pytest.raises(RuntimeError, match="refused"):
+        peak_bytes(work, CPU)
+
+
+def test_products_are_counted(small: None):
+    model, batch = problems.build("standard", "tanh", 16, seed=0), torch.rand(20, 16)
+    shapes = [(16, 12), (12, 8), (8, 3), (3, 8), (8, 12), (12, 16)]
+    passes = 20 * (3 * sum(a * b for a, b in shapes) - 16 * 12)
+    assert Peak(model, 20).multiply_adds == passes
+    assert multiply_adds(model, find("adam").build(model, 1e-3), batch, steps=2) == passes
+
+
+@pytest.mark.parametrize("name", ["locoprop-m", "locoprop-s", "locoprop-m-fast"])
+def test_locoprops_own_count_is_what_it_does(name: str):
+    # so many rows that small terms do not matter, in both forms of the squared loss
+    model, batch = problems.Autoencoder(40, [30, 20], "tanh"), torch.rand(256, 40)
+    optimizer = find(name).build(model, 1e-5)
+    take_step(model, optimizer, batch)
+    with FlopCounterMode(display=False) as counter:
+        take_step(model, optimizer, batch)
+    assert multiply_adds(model, optimizer, batch) == pytest.approx(counter.get_total_flops() / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["soap", "kfac", "muon"])
+def test_nothing_is_said_of_products_where_there_is_other_work(name: str, small: None):
+    """Factorizations, and Muon's products in bfloat16."""
+    if METHODS[name].missing:
+        pytest.skip("not installed")
+    model, batch = problems.build("standard", "tanh", 16, seed=0), torch.rand(20, 16)
+    assert multiply_adds(model, find(name).build(model, 1e-3), batch) is None
+
+
+def test_peak_rate_only_improves():
+    peak = Peak(problems.Autoencoder(16, [12], "tanh"), 20)
+    peak.sample()
+    first = peak.rate
+    peak.sample()
+    assert peak.rate >= first > 0
+    row = peak.as_row()
+    assert row["gflops"] == pytest.approx(2e-9 * peak.rate)
+    assert [(p["kind"], p["d_in"], p["d_out"]) for p in row["products"][:2]] == [
+        ("forward", 16, 12),
+        ("weight gradient", 16, 12),
+    ]
+
+
+def test_a_missing_library_gets_a_row_and_the_others_their_prices(small: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(METHODS, "soap", replace(METHODS["soap"], library=NOWHERE))
+    section = measure([METHODS["soap"], find("sgd")])
+    assert section.prices[0].as_row() == {"method": "soap", "trouble": "not installed: pip install no-such-module"}
+    assert section.prices[1].trouble is None
+    assert section.prices[1].time_ratio > 0
+
+
+def test_a_method_that_fails_does_not_stop_the_others(small: None):
+    def broken(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+        raise RuntimeError("not enough memory\nat all")
+
+    section = measure([replace(find("sgd"), build=broken), find("sgd")])
+    assert section.prices[0].trouble == "failed: not enough memory"
+    assert section.prices[1].trouble is None
+
+
+def test_sections_file_table_and_plot(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(methods.PRICED, "soap", replace(METHODS["soap"], library=NOWHERE))
+    out = tmp_path / "speed.json"
+    sizes = ["--width", "1,2", "--depth", "1,3", "--batch-size", 20]
+    chosen = ["--methods", "sgd,locoprop-m,soap", "--rounds", 1, "--threads", 1]
+    result = run("speed", *sizes, *chosen, "--out", out)
+    assert result.exit_code == 0, result.output
+    for width in (1, 2):
+        for depth in (1, 3):
+            assert f"width ×{width}, depth ×{depth}, batch 20" in result.stdout
+    assert result.stdout.count("SOAP: not installed: pip install no-such-module") == 4
+    assert f"written: {out.with_suffix('.png')}" in result.stdout
+    content = json.loads(out.read_text())
+    assert [(peak["width"], peak["depth"], peak["batch_size"]) for peak in content["peaks"]] == [
+        (1, 1, 20),
+        (1, 3, 20),
+        (2, 1, 20),
+        (2, 3, 20),
+    ]
+    assert len(content["peaks"][1]["products"]) > len(content["peaks"][0]["products"])
+    assert len(content["prices"]) == 12
+    sgd = content["prices"][0]
+    assert sgd["gflops"] == pytest.approx(2e-9 * sgd["multiply_adds"] / sgd["step_seconds"])
+    assert 0 < sgd["peak_ratio"] < 1
+    assert read_prices(out) == {row["method"]: row["time_ratio"] for row in content["prices"][:2]}
+    lines = cost_plot.series(content["prices"], "width")
+    assert lines["sgd"] == {1: sgd["time_ratio"], 2: content["prices"][6]["time_ratio"]}
+
+    drawn = run("figure", "speed", out, "--out", tmp_path / "again.png")
+    assert drawn.exit_code == 0, drawn.output
+    assert (tmp_path / "again.png").read_bytes() == out.with_suffix(".png").read_bytes()
+
+
+def test_only_what_varies_can_be_drawn(tmp_path: Path):
+    row = {"method": "sgd", "time_ratio": 1.0, "width": 1, "depth": 1, "batch_size": 20}
+    with pytest.raises(BenchError, match="one size only"):
+        cost_plot.save({"prices": [row]}, tmp_path / "x.png")
+    assert cost_plot.varying({"prices": [row, {**row, "batch_size": 40}]}) == ["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed", "--width", "1,x"], "--width must be comma-separated whole numbers, such as 1,2,4; got '1,x'"),
+        (["speed", "--depth", "0"], "--depth must be at least 1, got 0"),
+        (["speed", "--batch-size", ""], "--batch-size must be comma-separated whole numbers"),
+        (["speed", "--methods", "locoprop-pipy"], "did you mean 'locoprop-pypi'?"),
+        (["compare", "--methods", "locoprop-pypi"], "unknown method 'locoprop-pypi'"),
+        (["figure", "speed"], "figure speed needs the FILE"),
+        (["figure", "local-losses", "speed.json"], "the other figures take none"),
+        (["figure", "speed", "nowhere.json"], "cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: list[str], message: str):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr

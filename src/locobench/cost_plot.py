@@ -1,0 +1,106 @@
+"""The plot of `locobench speed`: a step's time ÷ Adam's against the size of what is trained, from the file alone."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from locobench.errors import BenchError
+from locobench.methods import PRICED
+from locobench.runfile import write_atomically
+
+AXES = {"width": "hidden widths ×", "depth": "number of 500 layers ×", "batch_size": "images per step"}
+# LocoProp's are the warm ones and thick; the marker says the same once more.
+_WARM = ("#D55E00", "#E69F00", "#A63600", "#C49A00", "#7F2704", "#FD8D3C", "#B30059", "#8C510A")
+_COLD = ("#0072B2", "#56B4E9", "#009E73", "#7A4B9A", "#222222", "#999999", "#005040", "#B0B000")
+_MARKERS = "osD^vp<>hd"
+
+
+def varying(content: dict[str, Any]) -> list[str]:
+    """Which of width, depth and batch size has several values in a file of `locobench speed`."""
+    return [key for key in AXES if len({row.get(key) for row in content["prices"]}) > 1]
+
+
+def save(content: dict[str, Any], path: Path) -> Path:
+    """Draw a panel for each of width, depth and batch size that varies, the others at their first value.
+
+    Args:
+        content: Of a file of `locobench speed`.
+        path: The PNG.
+
+    Raises:
+        BenchError: Nothing varies.
+    """
+    keys = varying(content)
+    if not keys:
+        raise BenchError("nothing to draw: the file has one size only; give `locobench speed` --width 1,2,4")
+    figure = Figure(figsize=(4.6 * len(keys) + 3.2, 5.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for axes, key in zip(panels, keys, strict=True):
+        _panel(axes, content["prices"], key)
+    panels[0].set_ylabel("time of a step ÷ Adam's")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    title = f"{content['model']} {content['activation']} autoencoder, {content['device']}, {content['threads']} threads"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    return path
+
+
+def series(rows: list[dict[str, Any]], key: str) -> dict[str, dict[int, float]]:
+    """Time ÷ Adam's by method and by the value of `key`, at the first value of the other two. Dearest method first."""
+    fixed = {other: rows[0].get(other) for other in AXES if other != key}
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if "trouble" not in row and all(row.get(other) == value for other, value in fixed.items()):
+            found.setdefault(row["method"], {})[row[key]] = row["time_ratio"]
+    return dict(sorted(found.items(), key=lambda item: -max(item[1].values())))
+
+
+def _panel(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
+    styles = _styles(list(dict.fromkeys(row["method"] for row in rows)))
+    found = series(rows, key)
+    for name, points in found.items():
+        sizes = sorted(points)
+        colour, marker = styles[name]
+        prominent = name.startswith("locoprop")
+        axes.plot(
+            sizes,
+            [points[size] for size in sizes],
+            color=colour,
+            marker=marker,
+            linewidth=2.6 if prominent else 1.3,
+            markersize=6 if prominent else 5,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            label=PRICED[name].label if name in PRICED else name,
+            zorder=3 if prominent else 2,
+        )
+    sizes = sorted({size for points in found.values() for size in points})
+    others = [f"{AXES[other]} {rows[0][other]}".replace("× ", "×") for other in AXES if other != key]
+    axes.set_title(", ".join(others), fontsize=9)
+    axes.set_xlabel(AXES[key])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(True, color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _styles(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by method."""
+    styles = {}
+    for palette, own in ((_WARM, True), (_COLD, False)):
+        group = [name for name in names if name.startswith("locoprop") == own]
+        for number, name in enumerate(group):
+            styles[name] = palette[number % len(palette)], _MARKERS[number % len(_MARKERS)]
+    return styles

@@ -1,0 +1,197 @@
+"""What steps cost, as it was measured: the numbers, their table and their file."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from locobench.errors import BenchError
+from locobench.methods import Method
+from locobench.runfile import write_atomically
+from locobench.settings import machine, versions
+
+_HEADINGS = (
+    *("ms/step", "time ÷ Adam", "GFLOP/s", "share of peak"),
+    *("state MB", "bytes ÷ Adam", "peak MB", "peak ÷ Adam"),
+)
+
+
+@dataclass
+class Price:
+    """What was measured of one method.
+
+    Attributes:
+        method: The method.
+        seconds: Of a step, one number a round.
+        adam_seconds: Of the steps of Adam next to it, one number a round.
+        state_bytes: What the optimizer holds between steps.
+        adam_state_bytes: The same of Adam.
+        peak_bytes: The most that training held at a time besides model and batch.
+        adam_peak_bytes: The same of Adam.
+        multiply_adds: Of a step in matrix products, None where that is not known.
+        trouble: Why there are no numbers, None where there are.
+    """
+
+    method: Method
+    seconds: list[float] = field(default_factory=list)
+    adam_seconds: list[float] = field(default_factory=list)
+    state_bytes: int = 0
+    adam_state_bytes: int = 0
+    peak_bytes: int = 0
+    adam_peak_bytes: int = 0
+    multiply_adds: int | None = None
+    trouble: str | None = None
+
+    @property
+    def step(self) -> float:
+        """Median seconds of a step."""
+        return median(self.seconds)
+
+    @property
+    def time_ratio(self) -> float:
+        """Median over the rounds of the step's time divided by that of Adam's steps next to it."""
+        return median(own / adam for own, adam in zip(self.seconds, self.adam_seconds, strict=True))
+
+    @property
+    def bytes_ratio(self) -> float:
+        """State bytes divided by Adam's."""
+        return self.state_bytes / self.adam_state_bytes
+
+    @property
+    def peak_ratio(self) -> float:
+        """Peak bytes divided by Adam's."""
+        return self.peak_bytes / self.adam_peak_bytes
+
+    @property
+    def gflops(self) -> float | None:
+        """Achieved in matrix products, two operations a multiply-add; None where they are not known."""
+        return None if self.multiply_adds is None else 2e-9 * self.multiply_adds / self.step
+
+    def as_row(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        if self.trouble is not None:
+            return {"method": self.method.name, "trouble": self.trouble}
+        return {
+            "method": self.method.name,
+            "step_seconds": self.step,
+            "time_ratio": self.time_ratio,
+            "state_bytes": self.state_bytes,
+            "bytes_ratio": self.bytes_ratio,
+            "peak_bytes": self.peak_bytes,
+            "peak_ratio": self.peak_ratio,
+            "multiply_adds": self.multiply_adds,
+            "gflops": self.gflops,
+            "round_seconds": self.seconds,
+            "round_adam_seconds": self.adam_seconds,
+        }
+
+
+@dataclass
+class Section:
+    """The prices of steps of one size.
+
+    Attributes:
+        width: By which the hidden widths are multiplied.
+        depth: By which the number of 500 layers is multiplied.
+        batch_size: Images per step.
+        prices: What was measured.
+        peak: The machine's best at the same products; see `products.Peak.as_row`.
+    """
+
+    width: int
+    depth: int
+    batch_size: int
+    prices: list[Price] = field(default_factory=list)
+    peak: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """What tells sections apart."""
+        return {"width": self.width, "depth": self.depth, "batch_size": self.batch_size}
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"width ×{self.width}, depth ×{self.depth}, batch {self.batch_size}"
+
+
+def table(sections: list[Section], title: str) -> Table:
+    """For a rich console, cheapest first in each section."""
+    drawn = Table(title=title, box=SIMPLE_HEAD)
+    drawn.add_column("method")
+    for heading in _HEADINGS:
+        drawn.add_column(heading, justify="right")
+    for section in sections:
+        if len(sections) > 1:
+            drawn.add_row(section.title, style="bold")
+        gflops = section.peak["gflops"]
+        for price in sorted((price for price in section.prices if price.trouble is None), key=lambda p: p.time_ratio):
+            style = "bold" if price.method.name.startswith("locoprop") else None
+            drawn.add_row(price.method.label, *_cells(price, gflops), style=style)
+        for price in section.prices:
+            if price.trouble is not None:
+                drawn.add_row(f"{price.method.label}: {price.trouble}", style="dim")
+        drawn.add_row("matrix products alone", "", "", f"{gflops:.1f}", "100 %", style="dim", end_section=True)
+    return drawn
+
+
+def _cells(price: Price, peak: float) -> tuple[str, ...]:
+    return (
+        f"{1000 * price.step:.1f}",
+        f"{price.time_ratio:.2f}",
+        "" if price.gflops is None else f"{price.gflops:.1f}",
+        "" if price.gflops is None else f"{price.gflops / peak:.0%}".replace("%", " %"),
+        f"{price.state_bytes / 1e6:.1f}",
+        f"{price.bytes_ratio:.2f}",
+        f"{price.peak_bytes / 1e6:.1f}",
+        f"{price.peak_ratio:.2f}",
+    )
+
+
+def save(sections: list[Section], settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write the measurement with machine and versions as JSON; returns what was written."""
+    content = {
+        **settings,
+        "versions": versions(),
+        "machine": machine(settings["device"]),
+        "peaks": [{**section.size, **section.peak} for section in sections],
+        "prices": [{**section.size, **price.as_row()} for section in sections for price in section.prices],
+    }
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return content
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a file that `save` wrote, with at least the rows of its prices.
+
+    Raises:
+        BenchError: The file cannot be read or is none of those.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for row in content["prices"]:
+            row["method"], "trouble" in row or float(row["time_ratio"])
+        return content
+    except OSError as error:
+        raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchError(f"{path} is no file of `locobench speed`: {error!r}") from error
+
+
+def read_prices(path: Path) -> dict[str, float]:
+    """Time ÷ Adam's by method, from the first section of a file that `save` wrote.
+
+    Raises:
+        BenchError: The file cannot be read or is none of those.
+    """
+    rows = read(path)["prices"]
+    return {
+        row["method"]: float(row["time_ratio"])
+        for row in rows
+        if "trouble" not in row and all(row.get(key) == rows[0].get(key) for key in ("width", "depth", "batch_size"))
+    }
