@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from locobench import problems
+from locobench.libraries import LOCOPROP
 
 
 class EarlierLocoProp(Optimizer):
@@ -18,8 +19,7 @@ class EarlierLocoProp(Optimizer):
     """
 
     def __init__(self, model: nn.Module, local_steps: int = 10) -> None:
-        from locoprop import LocoLayer, LocopropTrainer
-
+        package = LOCOPROP.load()
         if not isinstance(model, problems.Autoencoder):
             raise TypeError(f"this needs the benchmark's autoencoder, got {type(model).__name__}")
         super().__init__(model.parameters(), {"local_steps": local_steps})
@@ -27,12 +27,12 @@ class EarlierLocoProp(Optimizer):
         code, output = len(model.encoder) // 2, len(linears) - 1
         activation = type(model.encoder[1])
         layers = [
-            LocoLayer(linear, nn.Sigmoid(), implicit=True)
+            package.LocoLayer(linear, nn.Sigmoid(), implicit=True)
             if number == output
-            else LocoLayer(linear, nn.Identity() if number == code else activation())
+            else package.LocoLayer(linear, nn.Identity() if number == code else activation())
             for number, linear in enumerate(linears)
         ]
-        self._trainer = LocopropTrainer(nn.Sequential(*layers), problems.loss, local_iterations=local_steps)
+        self._trainer = package.LocopropTrainer(nn.Sequential(*layers), problems.loss, local_iterations=local_steps)
         for part in self._trainer.opts:
             part.state = self.state  # their parameters are apart
 

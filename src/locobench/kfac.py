@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from locobench.libraries import CURVLINOPS
 from locobench.stepping import plain_step
 
 
@@ -75,10 +76,9 @@ class KFAC(Optimizer):
         return loss
 
     def _renew(self, batch: Tensor, group: dict[str, Any]) -> None:
-        from curvlinops import KFACInverseLinearOperator, KFACLinearOperator
-
+        curvlinops = CURVLINOPS.load()
         params = group["params"]
-        factors = KFACLinearOperator(
+        factors = curvlinops.KFACLinearOperator(
             self._model,
             nn.BCEWithLogitsLoss(reduction="sum"),
             params,
@@ -99,7 +99,7 @@ class KFAC(Optimizer):
                 a.lerp_(state["a"], decay)
                 b.lerp_(state["b"], decay)
             state["a"], state["b"] = a, b
-        inverse = KFACInverseLinearOperator(factors, group["damping"], use_heuristic_damping=True)
+        inverse = curvlinops.KFACInverseLinearOperator(factors, group["damping"], use_heuristic_damping=True)
         inverse @ [p.detach() for p in params]  # computes and keeps the inverses
         inverses = inverse.state_dict()
         for name, layer in self._layers.items():

@@ -1,7 +1,9 @@
 """Libraries that only some methods need: nothing else waits for them, and nothing fails without them."""
 
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,16 @@ class Library:
     def missing(self) -> bool:
         """Whether it, or a module that it needs, is not installed."""
         try:
-            import_module(self.module)
+            self.load()
         except ModuleNotFoundError:
             return True
         return False
+
+    def load(self) -> Any:
+        """The module. What it warns of when imported is for its authors."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return import_module(self.module)
 
 
 PYTORCH_OPTIMIZER = Library("pytorch_optimizer", "pip install pytorch_optimizer")

@@ -63,7 +63,7 @@ def _start_profiler() -> None:
 
 
 def _peak_on_cpu(work: Callable[[], object], device: torch.device) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     results = recorded.profiler.kineto_results
     events = sorted((event for event in results.events() if event.name() == "[memory]"), key=lambda e: e.start_ns())

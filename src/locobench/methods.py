@@ -55,9 +55,7 @@ class Method:
 
 def _pytorch_optimizer(name: str) -> Callable[..., Optimizer]:
     """A class of that library, which is imported only where it is needed."""
-    import pytorch_optimizer
-
-    made: Callable[..., Optimizer] = getattr(pytorch_optimizer, name)
+    made: Callable[..., Optimizer] = getattr(PYTORCH_OPTIMIZER.load(), name)
     return made
 
 
@@ -271,11 +269,11 @@ _TABLE = [
         "kfac",
         "K-FAC",
         lambda model, lr: KFAC(model, lr),
-        lr=1e-2,
+        lr=1e-1,
         cost=3.0,
         period=10,
         library=CURVLINOPS,
-        note="factors and inverses by curvlinops, every 10 steps; one sampled label per image, momentum 0.9",
+        note="factors and inverses by curvlinops, every 10 steps; damping 0.1, clip 0.01, momentum 0.9",
     ),
 ]
 
