@@ -5,7 +5,7 @@ EPOCHS ?= 6
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Only a test needs them; curvlinops' own requirements would bring torchvision, which nothing here uses.
+# A test and the benchmark's K-FAC need them; curvlinops' own requirements would bring torchvision, which nothing here uses.
 PEERS := curvlinops-for-pytorch einconv einops linear_operator opt_einsum scipy tqdm
 
 .PHONY: compare test lint types clean help

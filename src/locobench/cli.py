@@ -344,8 +344,10 @@ def speed(
         batch_sizes = whole_numbers("batch-size", batch_size)
         chosen = find_all(methods, PRICED)
         prepare_folder(out.parent)
-        if out.is_dir() or out.suffix == ".png":
-            raise BenchError(f"--out {out} must name the JSON file, such as {out.with_suffix('') / 'speed.json'}")
+        if out.is_dir():
+            raise BenchError(f"--out {out} is a folder; name a file in it, such as {out / 'speed.json'}")
+        if out.suffix == ".png":
+            raise BenchError(f"--out must name the JSON, got {out}; the plot goes next to it with the suffix .png")
         settings = {
             "model": model,
             "activation": activation,

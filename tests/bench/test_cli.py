@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 from locobench import __version__, choices, compare, curves, data
 from locobench.choices import MAIN_METHODS, MORE_METHODS
 from locobench.cli import app
+from locobench.libraries import Library
 from locobench.methods import METHODS
 
 # One thread: two that wait for each other on a busy machine take a hundred times as long.
@@ -76,6 +78,21 @@ def test_a_diverged_method_does_not_stop_the_others(tmp_path: Path):
     table = (tmp_path / "table.md").read_text()
     assert "| SGD | 1e+38 | – | – |" in table
     assert "| Adam | 0.01 |" in table
+
+
+def test_a_method_whose_library_is_missing_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    nowhere = Library("no_such_module", "pip install no-such-module")
+    monkeypatch.setitem(METHODS, "soap", replace(METHODS["soap"], library=nowhere))
+    result = run(*TINY, "--methods", "soap,sgd", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "not installed: pip install no-such-module" in result.stdout
+    table = (tmp_path / "table.md").read_text()
+    assert "| SOAP | – |" in table
+    assert "| not installed: pip install no-such-module |" in table
+    assert "| SGD | 0.03 |" in table
+    assert refused(*TINY, "--methods", "soap", "--out", tmp_path / "none").endswith(
+        "soap is not installed: pip install no-such-module"
+    )
 
 
 @pytest.mark.parametrize("command", [[], ["compare"], ["show"], ["speed"]])
@@ -211,6 +228,8 @@ def test_speed(tmp_path: Path):
     sgd, locoprop = written["prices"]
     assert (sgd["state_bytes"], sgd["bytes_ratio"]) == (0, 0)
     assert locoprop["bytes_ratio"] > 0.9
+    assert locoprop["peak_ratio"] > sgd["peak_ratio"] > 0
+    assert locoprop["gflops"] > 0
     assert len(locoprop["round_seconds"]) == len(locoprop["round_adam_seconds"]) == written["rounds"] == 2
     assert {"versions", "machine", "batch_size", "threads"} <= written.keys()
 

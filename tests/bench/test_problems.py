@@ -40,6 +40,16 @@ def test_variants(name: str, encoder: list[int]):
     assert [linear.out_features for linear in linears] == widths[1:]
 
 
+def test_width_and_depth_multiply_those_of_the_model():
+    def widths(*arguments: object, **sizes: int) -> list[int]:
+        return [linear.out_features for linear in _linears(problems.build(*arguments, seed=0, **sizes)).values()]
+
+    assert widths("standard", "tanh", 64, width=2) == widths("wide", "tanh", 64)
+    assert widths("wide", "tanh", 64, width=2) == widths("wide4", "tanh", 64)
+    assert widths("standard", "tanh", 64, depth=3) == widths("deep", "tanh", 64)
+    assert widths("standard", "tanh", 64, depth=2)[:5] == [1000, 500, 500, 250, 30]
+
+
 def test_same_seed_same_weights_whatever_happened_before():
     torch.manual_seed(1)
     first = problems.build("standard", "tanh", 64, seed=5).state_dict()

@@ -179,6 +179,22 @@ def test_nothing_is_said_of_products_where_there_is_other_work(name: str, small:
     assert multiply_adds(model, find(name).build(model, 1e-3), batch) is None
 
 
+def test_the_earlier_package_trains_the_same_weights(small: None):
+    if methods.PRICED["locoprop-pypi"].missing:
+        pytest.skip("not installed")
+    model, batch = problems.build("standard", "tanh", 16, seed=0), torch.rand(200, 16)
+    optimizer = find("locoprop-pypi", methods.PRICED).build(model, 0.0)
+    first = take_step(model, optimizer, batch)
+    assert first.item() == pytest.approx(
+        problems.loss(problems.build("standard", "tanh", 16, seed=0)(batch), batch).item()
+    )
+    for _ in range(30):
+        last = take_step(model, optimizer, batch)
+    assert last < first
+    # mean square and momentum, and a counter of steps per parameter
+    assert state_bytes(optimizer) == sum(8 * p.numel() + 4 for p in model.parameters())
+
+
 def test_peak_rate_only_improves():
     peak = Peak(problems.Autoencoder(16, [12], "tanh"), 20)
     peak.sample()
