@@ -309,8 +309,8 @@ def speed(
         Path,
         typer.Option(
             metavar="FILE",
-            help="JSON for all single times, with machine and versions. Where several sizes are timed, a plot of cost "
-            "against size goes next to it, with the suffix .png.",
+            help="JSON for all single times, with machine and versions. The table goes next to it (.md), and where "
+            "several sizes are timed, a plot of cost against size (.png).",
         ),
     ] = Path("runs/speed.json"),
 ) -> None:
@@ -334,7 +334,7 @@ def speed(
         from locobench import cost_plot, prices
         from locobench import speed as job
         from locobench.methods import PRICED, find_all
-        from locobench.runfile import prepare_folder
+        from locobench.runfile import prepare_folder, write_atomically
         from locobench.settings import at_least, default_threads, whole_numbers
 
         at_least(1, rounds=rounds)
@@ -346,8 +346,8 @@ def speed(
         prepare_folder(out.parent)
         if out.is_dir():
             raise BenchError(f"--out {out} is a folder; name a file in it, such as {out / 'speed.json'}")
-        if out.suffix == ".png":
-            raise BenchError(f"--out must name the JSON, got {out}; the plot goes next to it with the suffix .png")
+        if out.suffix in (".png", ".md"):
+            raise BenchError(f"--out must name the JSON, got {out}; table and plot go next to it, as .md and .png")
         settings = {
             "model": model,
             "activation": activation,
@@ -383,10 +383,13 @@ def speed(
                 content = prices.save(sections, settings, out)  # an interruption costs one section at most
         title = f"{model} {activation} autoencoder, {device}, {threads} threads"
         console.print(prices.table(sections, title))
-        console.print(f"written: {out}", highlight=False, soft_wrap=True)
+        text = prices.markdown(sections, title)
+        write_atomically(out.with_suffix(".md"), lambda file: file.write_text(text, encoding="utf-8"))
+        written = [out, out.with_suffix(".md")]
         if cost_plot.varying(content):
-            plot = cost_plot.save(content, out.with_suffix(".png"))
-            console.print(f"written: {plot}", highlight=False, soft_wrap=True)
+            written.append(cost_plot.save(content, out.with_suffix(".png")))
+        for made in written:
+            console.print(f"written: {made}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

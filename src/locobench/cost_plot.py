@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from locobench.errors import BenchError
-from locobench.methods import PRICED
+from locobench.methods import METHODS, PRICED
 from locobench.runfile import write_atomically
 
 AXES = {"width": "hidden widths ×", "depth": "number of 500 layers ×", "batch_size": "images per step"}
-# LocoProp's are the warm ones and thick; the marker says the same once more.
+# This library's are the warm ones and thick; the marker says the same once more.
 _WARM = ("#D55E00", "#E69F00", "#A63600", "#C49A00", "#7F2704", "#FD8D3C", "#B30059", "#8C510A")
 _COLD = ("#0072B2", "#56B4E9", "#009E73", "#7A4B9A", "#222222", "#999999", "#005040", "#B0B000")
 _MARKERS = "osD^vp<>hd"
@@ -67,7 +67,7 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
     for name, points in found.items():
         sizes = sorted(points)
         colour, marker = styles[name]
-        prominent = name.startswith("locoprop")
+        prominent = _is_ours(name)
         axes.plot(
             sizes,
             [points[size] for size in sizes],
@@ -100,7 +100,11 @@ def _styles(names: list[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker by method."""
     styles = {}
     for palette, own in ((_WARM, True), (_COLD, False)):
-        group = [name for name in names if name.startswith("locoprop") == own]
+        group = [name for name in names if _is_ours(name) == own]
         for number, name in enumerate(group):
             styles[name] = palette[number % len(palette)], _MARKERS[number % len(_MARKERS)]
     return styles
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("locoprop") and name in METHODS

@@ -26,24 +26,30 @@ def state_bytes(optimizer: Optimizer) -> int:
     return sum(size for place, size in storages.items() if place not in known)
 
 
-def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
     """The most memory that torch had allocated at any time of `work`, above what it had before.
 
     Counted are the allocations of torch's own allocator: what libraries take for themselves is not seen.
 
     Args:
-        work: Runs in a thread of its own, so that memory which a thread keeps for the next step counts each time.
-        device: Where it allocates.
+        work: What is done.
+        device: Where it allocates. None is returned where torch does not tell.
     """
-    measure = _peak_on_cuda if device.type == "cuda" else _peak_on_cpu
+    if device.type == "cuda":
+        return _peak_on_cuda(work, device)
+    return _peak_on_cpu(work) if device.type == "cpu" else None
+
+
+def _peak_on_cpu(work: Callable[[], object]) -> int:
+    """By the profiler, in a thread of its own: memory that a thread keeps for its next step is counted each time."""
     _start_profiler()
-    found: list[int] = []
+    peaks: list[int] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         torch.set_flush_denormal(True)  # a setting of the thread's
         try:
-            found.append(measure(work, device))
+            peaks.append(_profiled_peak(work))
         except BaseException as error:  # raised where it can be handled
             errors.append(error)
 
@@ -52,7 +58,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     thread.join()
     if errors:
         raise errors[0]
-    return found[0]
+    return peaks[0]
 
 
 @cache
@@ -62,7 +68,7 @@ def _start_profiler() -> None:
         pass
 
 
-def _peak_on_cpu(work: Callable[[], object], device: torch.device) -> int:
+def _profiled_peak(work: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     results = recorded.profiler.kineto_results

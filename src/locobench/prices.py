@@ -1,6 +1,7 @@
 """What steps cost, as it was measured: the numbers, their table and their file."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -30,7 +31,7 @@ class Price:
         adam_seconds: Of the steps of Adam next to it, one number a round.
         state_bytes: What the optimizer holds between steps.
         adam_state_bytes: The same of Adam.
-        peak_bytes: The most that training held at a time besides model and batch.
+        peak_bytes: The most that training held at a time besides model and batch, None where torch does not tell.
         adam_peak_bytes: The same of Adam.
         multiply_adds: Of a step in matrix products, None where that is not known.
         trouble: Why there are no numbers, None where there are.
@@ -41,8 +42,8 @@ class Price:
     adam_seconds: list[float] = field(default_factory=list)
     state_bytes: int = 0
     adam_state_bytes: int = 0
-    peak_bytes: int = 0
-    adam_peak_bytes: int = 0
+    peak_bytes: int | None = None
+    adam_peak_bytes: int | None = None
     multiply_adds: int | None = None
     trouble: str | None = None
 
@@ -62,9 +63,9 @@ class Price:
         return self.state_bytes / self.adam_state_bytes
 
     @property
-    def peak_ratio(self) -> float:
+    def peak_ratio(self) -> float | None:
         """Peak bytes divided by Adam's."""
-        return self.peak_bytes / self.adam_peak_bytes
+        return self.peak_bytes / self.adam_peak_bytes if self.peak_bytes and self.adam_peak_bytes else None
 
     @property
     def gflops(self) -> float | None:
@@ -122,21 +123,37 @@ class Section:
 def table(sections: list[Section], title: str) -> Table:
     """For a rich console, cheapest first in each section."""
     drawn = Table(title=title, box=SIMPLE_HEAD)
-    drawn.add_column("method")
+    drawn.add_column("method", max_width=50)
     for heading in _HEADINGS:
         drawn.add_column(heading, justify="right")
     for section in sections:
         if len(sections) > 1:
             drawn.add_row(section.title, style="bold")
-        gflops = section.peak["gflops"]
-        for price in sorted((price for price in section.prices if price.trouble is None), key=lambda p: p.time_ratio):
-            style = "bold" if price.method.name.startswith("locoprop") else None
-            drawn.add_row(price.method.label, *_cells(price, gflops), style=style)
-        for price in section.prices:
-            if price.trouble is not None:
-                drawn.add_row(f"{price.method.label}: {price.trouble}", style="dim")
-        drawn.add_row("matrix products alone", "", "", f"{gflops:.1f}", "100 %", style="dim", end_section=True)
+        for cells, style in _rows(section):
+            drawn.add_row(*cells, style=style)
+        drawn.add_section()
     return drawn
+
+
+def markdown(sections: list[Section], title: str) -> str:
+    """The same for a page."""
+    lines = [f"{title}."]
+    for section in sections:
+        lines += ["", f"{section.title}:", "", _line("method", *_HEADINGS), "|---" + "|--:" * len(_HEADINGS) + "|"]
+        lines += [_line(*cells, *[""] * (1 + len(_HEADINGS) - len(cells))) for cells, _ in _rows(section)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(section: Section) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """Cells and style of a section's lines."""
+    peak = section.peak["gflops"]
+    for price in sorted((price for price in section.prices if price.trouble is None), key=lambda p: p.time_ratio):
+        style = "bold" if price.method.name.startswith("locoprop") else None
+        yield (price.method.label, *_cells(price, peak)), style
+    for price in section.prices:
+        if price.trouble is not None:
+            yield (f"{price.method.label}: {price.trouble}",), "dim"
+    yield ("matrix products alone", "", "", f"{peak:.1f}", "100 %"), "dim"
 
 
 def _cells(price: Price, peak: float) -> tuple[str, ...]:
@@ -144,16 +161,20 @@ def _cells(price: Price, peak: float) -> tuple[str, ...]:
         f"{1000 * price.step:.1f}",
         f"{price.time_ratio:.2f}",
         "" if price.gflops is None else f"{price.gflops:.1f}",
-        "" if price.gflops is None else f"{price.gflops / peak:.0%}".replace("%", " %"),
+        "" if price.gflops is None else f"{100 * price.gflops / peak:.0f} %",
         f"{price.state_bytes / 1e6:.1f}",
         f"{price.bytes_ratio:.2f}",
-        f"{price.peak_bytes / 1e6:.1f}",
-        f"{price.peak_ratio:.2f}",
+        "" if price.peak_bytes is None else f"{price.peak_bytes / 1e6:.1f}",
+        "" if price.peak_ratio is None else f"{price.peak_ratio:.2f}",
     )
 
 
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
 def save(sections: list[Section], settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Write the measurement with machine and versions as JSON; returns what was written."""
+    """Write the measurement with machine and versions as JSON; returns its content."""
     content = {
         **settings,
         "versions": versions(),

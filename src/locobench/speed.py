@@ -1,6 +1,7 @@
 """The price of a step: every method timed next to Adam, in turns, in one process."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from statistics import fmean
 from time import perf_counter
@@ -89,8 +90,8 @@ def _measure_section(
     on_round: Callable[[Section, Method], None],
 ) -> None:
     adam = _Contestant(find("adam"), make, batch)
-    peak = Peak(adam.model, len(batch))
     adam_state, adam_peak = state_bytes(adam.optimizer), peak_of_training(find("adam"), make, batch)
+    peak = Peak(adam.model, len(batch))
     for method in methods:
         peak.sample()
         price = Price(method, adam_state_bytes=adam_state, adam_peak_bytes=adam_peak)
@@ -99,23 +100,34 @@ def _measure_section(
             price.trouble = f"not installed: {method.missing}"
             continue
         try:
-            price.peak_bytes = peak_of_training(method, make, batch)
-            contestant = _Contestant(method, make, batch)
-            price.multiply_adds = multiply_adds(contestant.model, contestant.optimizer, batch, method.period)
-            for _ in range(rounds):
-                pairs = [(adam.time_step(), contestant.time_step()) for _ in range(method.period)]
-                price.adam_seconds.append(fmean(pair[0] for pair in pairs))
-                price.seconds.append(fmean(pair[1] for pair in pairs))
-                on_round(section, method)
-            price.state_bytes = state_bytes(contestant.optimizer)
-            close(contestant.optimizer)
+            _measure_method(price, adam, make, rounds, partial(on_round, section, method))
         except RuntimeError as error:  # a refused step, or not enough memory
             price.trouble = f"failed: {str(error).strip().splitlines()[0]}"
     peak.sample()
     section.peak = peak.as_row()
 
 
-def peak_of_training(method: Method, make: Callable[[], problems.Autoencoder], batch: Tensor) -> int:
+def _measure_method(
+    price: Price,
+    adam: _Contestant,
+    make: Callable[[], problems.Autoencoder],
+    rounds: int,
+    on_round: Callable[[], None],
+) -> None:
+    method, batch = price.method, adam.batch
+    price.peak_bytes = peak_of_training(method, make, batch)
+    contestant = _Contestant(method, make, batch)
+    price.multiply_adds = multiply_adds(contestant.model, contestant.optimizer, batch, method.period)
+    for _ in range(rounds):
+        pairs = [(adam.time_step(), contestant.time_step()) for _ in range(method.period)]
+        price.adam_seconds.append(fmean(pair[0] for pair in pairs))
+        price.seconds.append(fmean(pair[1] for pair in pairs))
+        on_round()
+    price.state_bytes = state_bytes(contestant.optimizer)
+    close(contestant.optimizer)
+
+
+def peak_of_training(method: Method, make: Callable[[], problems.Autoencoder], batch: Tensor) -> int | None:
     """The most memory that a method's first steps hold at a time, its state included, besides model and batch."""
     model = make()
 
