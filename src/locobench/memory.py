@@ -43,11 +43,13 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
 def _peak_on_cpu(work: Callable[[], object]) -> int:
     """By the profiler, in a thread of its own: memory that a thread keeps for its next step is counted each time."""
     _start_profiler()
+    threads = torch.get_num_threads()
     peaks: list[int] = []
     errors: list[BaseException] = []
 
     def run() -> None:
-        torch.set_flush_denormal(True)  # a setting of the thread's
+        torch.set_num_threads(threads)  # this and the next are a thread's own
+        torch.set_flush_denormal(True)
         try:
             peaks.append(_profiled_peak(work))
         except BaseException as error:  # raised where it can be handled

@@ -270,7 +270,7 @@ _TABLE = [
         "K-FAC",
         lambda model, lr: KFAC(model, lr),
         lr=1e-1,
-        cost=3.0,
+        cost=2.0,
         period=10,
         library=CURVLINOPS,
         note="factors and inverses by curvlinops, every 10 steps; damping 0.1, clip 0.01, momentum 0.9",

@@ -11,8 +11,9 @@ from locobench.errors import BenchError
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
-# Widths of the encoder after the pixels, around the layers of 500; the last one is the code. The decoder mirrors them.
-_BEFORE, _MIDDLE, _AFTER = [1000], [500], [250, 30]
+# Widths of the encoder after the pixels, the middle part once or several times; the last one is the code. The decoder
+# mirrors them.
+_ENCODER = ([1000], [500], [250, 30])
 # By what the hidden widths are multiplied, and how many layers of 500 there are.
 _VARIANTS: dict[str, tuple[int, int]] = {"standard": (1, 1), "deep": (1, 3), "wide": (2, 1), "wide4": (4, 1)}
 
@@ -55,7 +56,8 @@ def build(model: str, activation: str, pixels: int, seed: int, *, width: int = 1
     if activation not in _ACTIVATIONS:
         raise BenchError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
     width, depth = width * _VARIANTS[model][0], depth * _VARIANTS[model][1]
-    encoder = [width * units for units in _BEFORE + depth * _MIDDLE + _AFTER]
+    before, middle, after = _ENCODER
+    encoder = [width * units for units in before + depth * middle + after]
     autoencoder = Autoencoder(pixels, encoder, activation)
     generator = torch.Generator().manual_seed(seed)
     for module in autoencoder.modules():

@@ -121,7 +121,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(curves, "TRAIN_IMAGES", 60)
     monkeypatch.setattr(curves, "TEST_IMAGES", 10)
-    monkeypatch.setattr(problems, "_ENCODERS", {"standard": [5, 3]})
+    monkeypatch.setattr(problems, "_ENCODER", ([5], [], [3]))
 
 
 def run(*arguments: object) -> Result:

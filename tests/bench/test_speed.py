@@ -28,9 +28,7 @@ NOWHERE = Library("no_such_module", "pip install no-such-module")
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """An autoencoder of 16 pixels with few units."""
-    monkeypatch.setattr(problems, "_BEFORE", [12])
-    monkeypatch.setattr(problems, "_MIDDLE", [8])
-    monkeypatch.setattr(problems, "_AFTER", [3])
+    monkeypatch.setattr(problems, "_ENCODER", ([12], [8], [3]))
     monkeypatch.setattr(speed, "PIXELS", 16)
     monkeypatch.setenv("COLUMNS", "200")
 
