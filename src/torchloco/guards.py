@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -77,13 +76,20 @@ def _is_nonzero(gradient: Tensor | None) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
-@contextmanager
-def restored_on_error(params: list[Parameter]) -> Iterator[dict[Parameter, Tensor]]:
-    """Yields copies of the parameters; whatever goes wrong inside, they are written back."""
-    old = {p: p.detach().clone() for p in params}
-    try:
-        yield old
-    except BaseException:
-        for p, value in old.items():
-            p.copy_(value)
-        raise
+class Originals(dict[Parameter, Tensor]):
+    """Copies of parameters before they are solved for, made one layer at a time, when others' rows are freed already.
+
+    As a context: whatever goes wrong inside, the copies are written back.
+    """
+
+    def keep(self, params: list[Parameter]) -> None:
+        """Copy these, which are about to be changed."""
+        self.update({p: p.detach().clone() for p in params})
+
+    def __enter__(self) -> Originals:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if kind is not None:
+            for p, value in self.items():
+                p.copy_(value)

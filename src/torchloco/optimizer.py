@@ -17,7 +17,7 @@ from torchloco.arguments import output_transfer, resolve_objective, resolve_solv
 from torchloco.attached import AttachedLayer
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
-from torchloco.guards import layers_to_solve, non_finite, refuse_non_finite, restored_on_error
+from torchloco.guards import Originals, layers_to_solve, non_finite, refuse_non_finite
 from torchloco.layers import bias_of, weight_of
 from torchloco.losses import Loss
 from torchloco.outer import OuterRule, resolve_outer
@@ -155,8 +155,7 @@ class LocoProp(Optimizer):
             group_of = {p: group for group in self.param_groups for p in group["params"]}
             with self._full_precision():
                 layers = self._ready_layers(group_of)
-            params = [p for layer in layers for p in layer.params]
-            with self._full_precision(), restored_on_error(params) as old:
+            with self._full_precision(), Originals() as old:
                 kept = [self._solve(layer, old, group_of) for layer in layers]
                 self._refuse_divergence(layers)
                 if self._outer is not None:
@@ -208,9 +207,10 @@ class LocoProp(Optimizer):
         return layers
 
     def _solve(
-        self, layer: AttachedLayer, old: Mapping[Parameter, Tensor], group_of: Mapping[Parameter, dict[str, Any]]
+        self, layer: AttachedLayer, old: Originals, group_of: Mapping[Parameter, dict[str, Any]]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Solve the layer's local problem; returns what its target and the solver want to remember of it."""
+        old.keep(layer.params)
         problem = self._objective.problem(layer, old)
         groups_of = [group_of[p] for p in layer.params]
         task = Task(
