@@ -25,10 +25,11 @@ from torchloco.transfers import Transfer, get_transfer
 
 @dataclass(frozen=True)
 class Decision:
-    """A layer's transfer function and why it was taken."""
+    """A layer's transfer function, why it was taken, and whether it is the network's loss that follows."""
 
     transfer: Transfer
     source: str
+    at_loss: bool = False
 
 
 @dataclass
@@ -153,12 +154,18 @@ class Discovery:
         return self.decisions.get(name, self._provisional.get(name))
 
     def warn_if_output_unused(self) -> None:
-        """Warn, once, if a transfer was given for the output and no layer's pre-activations are the output."""
+        """Warn, once, if a transfer was given for the output and no layer's pre-activations are the output.
+
+        A model that computes its loss itself, or holds its criterion as a module, shows the loss: that is the output.
+        """
         if self._output_checked or not self.decisions:
             return
         self._output_checked = True
-        if not any(decision.source in ("output=", "transfers=") for decision in self.decisions.values()):
-            assert self.output is not None
+        assert self.output is not None
+        if not any(
+            d.source in ("output=", "transfers=") or (d.transfer.name == self.output.name and d.at_loss)
+            for d in self.decisions.values()
+        ):
             warnings.warn(
                 f"output= names {self.output.name!r}, but no layer's pre-activations are the model's output: "
                 + "; ".join(f"{name}: {d.transfer.name} ({d.source})" for name, d in self.decisions.items())
@@ -219,7 +226,7 @@ class Discovery:
         transfer = BY_NODE[kinds[0]](fate.consumers[0])
         if transfer.name == "relu" and self._is_squared(fate.consumers):
             return Decision(get_transfer("relu_squared"), label + ", squared"), True
-        return Decision(transfer, label), True
+        return Decision(transfer, label, at_loss=kinds[0] in LOSSES), True
 
     def _fate(self, node: Node) -> _Fate:
         fate = _Fate()

@@ -151,6 +151,7 @@ class LocoProp(Optimizer):
             been solved already have taken it in, and a fallback that itself raises may have changed its parameters.
         """
         loss = self._evaluate(closure)
+        self._bind()  # trainers replace the entries of `state` by copies on the device
         try:
             group_of = {p: group for group in self.param_groups for p in group["params"]}
             with self._full_precision():
