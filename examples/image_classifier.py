@@ -33,7 +33,7 @@ model = nn.Sequential(
 )
 criterion = nn.CrossEntropyLoss()
 EPOCHS, BATCH = 3, 50
-optimizer = LocoProp(model, lr=3e-4, output=criterion)  # torch.optim.AdamW(model.parameters(), lr=1e-3)
+optimizer = LocoProp(model, output=criterion)  # torch.optim.AdamW(model.parameters(), lr=1e-3)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS * len(train_images) // BATCH)
 
 for epoch in range(EPOCHS):
