@@ -1,4 +1,4 @@
-"""A plain loop on an image classifier with validation and a schedule; the images are drawn here, nothing to download."""
+"""A plain loop on an image classifier with validation and a schedule; its images are drawn here."""
 
 import torch
 from torch import nn

@@ -2,7 +2,8 @@
 
 Each layer's output has a node in the graph. When a later layer is called, or when the model returns, the graph is
 walked from there back to those nodes; what stands between, past pure changes of shape, is what the pre-activation met.
-The graph shows module, functional and in-place activations alike.
+The graph shows module, functional and in-place activations alike. What torch.compile has compiled is one node in it
+that shows nothing; a model whose first pass meets such nodes is run once more, not compiled, for discovery alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from torchloco.layers import is_supported
-from torchloco.nodes import AXES_MOVED, BY_NODE, LOSSES, SHAPE_ONLY, SOFTMAX, is_softsign, kind_of
+from torchloco.nodes import AXES_MOVED, BY_NODE, LOSSES, SHAPE_ONLY, SOFTMAX, is_compiled, is_softsign, kind_of
 from torchloco.registry import transfer_of_module
 from torchloco.transfers import Transfer, get_transfer
 
@@ -63,6 +64,8 @@ class Discovery:
         self._consumers: dict[Node, list[Node]] = {}
         self._claims: dict[Node, tuple[Transfer, set[Node]]] = {}  # and the nodes inside the claiming module
         self._provisional: dict[str, Decision] = {}
+        self._unseen: set[str] = set()  # layers whose output went into compiled code
+        self._replayed: set[str] = set()
         self._axes: dict[Node, tuple[int, tuple[int, ...]]] = {}  # of softmax nodes: axis, shape
         self._entered: set[Node] = set()
         self._ends: set[Node] = set()
@@ -70,7 +73,9 @@ class Discovery:
         self.handles = []
         for module in model.modules():
             if not is_supported(module) or module is model:
-                self.handles.append(module.register_forward_hook(_EndHook(self, whole=module is model)))
+                self.handles.append(
+                    module.register_forward_hook(_EndHook(self, whole=module is model), with_kwargs=True)
+                )
             transfer = transfer_of_module(module)
             if transfer is not None:
                 self.handles.append(module.register_forward_hook(_ClaimHook(self, transfer)))
@@ -129,6 +134,9 @@ class Discovery:
         """
         decisions: dict[str, Decision] = {}
         for node, (name, width) in self._outputs.items():
+            if is_compiled(node) or any(map(is_compiled, self._fate(node).consumers)):
+                self._unseen.add(name)
+                continue
             decision, met = self._decide(node, width)
             if not met:
                 self._provisional[name] = decision
@@ -142,9 +150,29 @@ class Discovery:
             nodes.clear()
         self.decisions = {**decisions, **self.decisions}
 
+    def replay(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the model once more, not compiled, if the pass that just ended went through compiled code.
+
+        Random numbers and buffers are put back; the parameters' gradients are not touched.
+        """
+        unseen = self._unseen.difference(self.decisions, self._provisional, self._replayed)
+        if unseen:
+            self._replayed |= unseen  # once, whatever comes of it
+            self.end(torch.compiler.disable(_run_eagerly)(model, args, kwargs), whole=True)
+
     def settle(self, name: str) -> Transfer:
-        """The final transfer of a layer that a step is taken for."""
+        """The final transfer of a layer that a step is taken for.
+
+        Raises:
+            RuntimeError: What follows the layer is inside compiled code, and was not seen otherwise.
+        """
         if name not in self.decisions:
+            if name in self._unseen and name not in self._provisional:
+                raise RuntimeError(
+                    f"what follows layer {name!r} is inside code compiled by torch.compile, where it cannot be seen. "
+                    f"Name its transfer function, transfers={{{name!r}: 'relu'}} ('identity' for none), or run one "
+                    "forward pass after building LocoProp and before compiling"
+                )
             unseen = Decision(get_transfer("identity"), "what follows was not seen; name it by transfers=")
             self.decisions[name] = self._provisional.get(name, unseen)
         return self.decisions[name].transfer
@@ -278,10 +306,12 @@ class _EndHook:
         self.discovery = (lambda: None) if discovery is None else weakref.ref(discovery)
         self.whole = whole
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         discovery = self.discovery()
         if discovery is not None:
             discovery.end(output, whole=self.whole)
+            if self.whole:
+                discovery.replay(module, args, kwargs)
 
     def __reduce__(self) -> tuple[type[_EndHook], tuple[()]]:
         return (_EndHook, ())
@@ -301,6 +331,20 @@ class _ClaimHook:
 
     def __reduce__(self) -> tuple[type[_ClaimHook], tuple[()]]:
         return (_ClaimHook, ())
+
+
+def _run_eagerly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward pass of a model, with all that is compiled switched off, that changes neither buffers nor randomness."""
+    buffers = [(m, name, value) for m in model.modules() for name, value in m._buffers.items() if value is not None]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        for module, name, value in buffers:  # not written back: a graph may have saved them
+            module._buffers[name] = value.detach().clone()
+        with torch.random.fork_rng(list(devices)), torch.compiler.set_stance("force_eager"):
+            return model.forward(*args, **kwargs)
+    finally:
+        for module, name, value in buffers:
+            module._buffers[name] = value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -65,6 +65,11 @@ def kind_of(node: Node) -> str:
     return ("custom " if own else "") + node.name().rstrip("0123456789")
 
 
+def is_compiled(node: Node) -> bool:
+    """Whether the node stands for a whole graph that torch.compile has compiled."""
+    return kind_of(node) == "custom CompiledFunctionBackward"
+
+
 def is_softsign(met: list[Node]) -> bool:
     """X / (1 + |x|), which torch records as its parts."""
     kinds = {kind_of(n): n for n in met}
