@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from zoo import ZOO
 from torchloco import LocoProp
+from zoo import ZOO
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Small models of many kinds, each with a batch and the loss of one pass. Every one trains with AdamW out of the box."""
+"""Small models of many kinds, each with a batch and the loss of one pass. All train with AdamW out of the box."""
 
 from __future__ import annotations
 

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from torchloco.layers import is_supported
-from torchloco.nodes import AXES_MOVED, BY_NODE, LOSSES, SHAPE_ONLY, SOFTMAX, is_compiled, is_softsign, kind_of
+from torchloco.nodes import (
+    AXES_MOVED,
+    BY_NODE,
+    LOSSES,
+    SHAPE_ONLY,
+    SOFTMAX,
+    is_compiled,
+    is_softsign,
+    kind_of,
+    moved_axis,
+)
 from torchloco.registry import transfer_of_module
 from torchloco.transfers import Transfer, get_transfer
 
@@ -38,6 +48,7 @@ class _Fate:
     """What becomes of a node's output, past changes of shape."""
 
     consumers: list[Node] = field(default_factory=list)
+    units: dict[Node, int] = field(default_factory=dict)  # the units' axis in what a consumer takes, where it is known
     claims: list[Transfer] = field(default_factory=list)
     into_layer: bool = False
     at_end: bool = False
@@ -60,7 +71,7 @@ class Discovery:
         self.output = output
         self._output_checked = output is None
         self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
-        self._outputs: dict[Node, tuple[str, int]] = {}  # layers' names and widths
+        self._outputs: dict[Node, tuple[str, int, int]] = {}  # layers' names, widths, and numbers of dimensions
         self._consumers: dict[Node, list[Node]] = {}
         self._claims: dict[Node, tuple[Transfer, set[Node]]] = {}  # and the nodes inside the claiming module
         self._provisional: dict[str, Decision] = {}
@@ -105,7 +116,7 @@ class Discovery:
         """
         in_backward = torch._C._current_graph_task_id() != -1
         if output.grad_fn is not None and name not in self.decisions and not in_backward:
-            self._outputs[output.grad_fn] = (name, output.shape[-1])
+            self._outputs[output.grad_fn] = (name, output.shape[-1], output.dim())
 
     def claim(self, transfer: Transfer, x: Tensor, output: Any) -> None:
         """A module of a registered transfer was called with `x` and returned `output`."""
@@ -133,11 +144,11 @@ class Discovery:
         final only once a step is taken after it (`settle`).
         """
         decisions: dict[str, Decision] = {}
-        for node, (name, width) in self._outputs.items():
-            if is_compiled(node) or any(map(is_compiled, self._fate(node).consumers)):
+        for node, (name, width, dims) in self._outputs.items():
+            if is_compiled(node) or any(map(is_compiled, self._fate(node, dims).consumers)):
                 self._unseen.add(name)
                 continue
-            decision, met = self._decide(node, width)
+            decision, met = self._decide(node, width, dims)
             if not met:
                 self._provisional[name] = decision
                 continue
@@ -158,7 +169,8 @@ class Discovery:
         unseen = self._unseen.difference(self.decisions, self._provisional, self._replayed)
         if unseen:
             self._replayed |= unseen  # once, whatever comes of it
-            self.end(torch.compiler.disable(_run_eagerly)(model, args, kwargs), whole=True)
+            run = torch.compiler.disable(_run_eagerly)  # type: ignore[no-untyped-call]
+            self.end(run(model, args, kwargs), whole=True)
 
     def settle(self, name: str) -> Transfer:
         """The final transfer of a layer that a step is taken for.
@@ -219,9 +231,9 @@ class Discovery:
                     self._consumers.setdefault(parent, []).append(node)
                     stack.append(parent)
 
-    def _decide(self, node: Node, width: int) -> tuple[Decision, bool]:
+    def _decide(self, node: Node, width: int, dims: int) -> tuple[Decision, bool]:
         """The decision for a layer, and whether its output met anything."""
-        fate = self._fate(node)
+        fate = self._fate(node, dims)
         identity = get_transfer("identity")
         if not (fate.consumers or fate.claims):
             if fate.into_layer:
@@ -256,11 +268,11 @@ class Discovery:
             return Decision(get_transfer("relu_squared"), label + ", squared"), True
         return Decision(transfer, label, at_loss=kinds[0] in LOSSES), True
 
-    def _fate(self, node: Node) -> _Fate:
+    def _fate(self, node: Node, dims: int = 0) -> _Fate:
         fate = _Fate()
-        stack = [node]
+        stack: list[tuple[Node, int | None, int]] = [(node, dims - 1 if dims else None, dims)]
         while stack:
-            current = stack.pop()
+            current, axis, dims = stack.pop()
             fate.into_layer |= current in self._entered
             fate.at_end |= current in self._ends
             inside: set[Node] = set()
@@ -272,14 +284,24 @@ class Discovery:
                     continue
                 kind = kind_of(consumer)
                 fate.axes_moved |= kind in AXES_MOVED
-                (stack if kind in SHAPE_ONLY else fate.consumers).append(consumer)
+                if kind in SHAPE_ONLY:
+                    stack.append((consumer, *moved_axis(consumer, axis, dims)))
+                    continue
+                fate.consumers.append(consumer)
+                if axis is not None:
+                    fate.units[consumer] = axis
         return fate
 
     def _is_over_units(self, fate: _Fate, width: int) -> bool:
-        """Whether the softmax runs over the layer's units: over that many, and last unless axes were moved."""
-        axes = [self._axes[n] for n in fate.consumers if n in self._axes]
+        """Whether the softmax runs over the layer's units.
+
+        Past a view it is not known where they are: then over that many, and last unless axes were moved.
+        """
+        axes = [(n, *self._axes[n]) for n in fate.consumers if n in self._axes]
         return bool(axes) and all(
-            shape[axis] == width and (fate.axes_moved or axis == len(shape) - 1) for axis, shape in axes
+            shape[axis] == width
+            and (axis == fate.units[n] if n in fate.units else fate.axes_moved or axis == len(shape) - 1)
+            for n, axis, shape in axes
         )
 
     def _is_squared(self, relus: list[Node]) -> bool:
@@ -334,7 +356,7 @@ class _ClaimHook:
 
 
 def _run_eagerly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward pass of a model, with all that is compiled switched off, that changes neither buffers nor randomness."""
+    """A forward pass of a model, nothing of it compiled, that changes neither buffers nor randomness."""
     buffers = [(m, name, value) for m in model.modules() for name, value in m._buffers.items() if value is not None]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
