@@ -2,7 +2,8 @@
 
 Each layer's output has a node in the graph. When a later layer is called, or when the model returns, the graph is
 walked from there back to those nodes; what stands between, past pure changes of shape, is what the pre-activation met.
-The graph shows module, functional and in-place activations alike.
+The graph shows module, functional and in-place activations alike. What torch.compile has compiled is one node in it
+that shows nothing; a model whose first pass meets such nodes is run once more, not compiled, for discovery alone.
 """
 
 from __future__ import annotations
@@ -18,17 +19,28 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from torchloco.layers import is_supported
-from torchloco.nodes import AXES_MOVED, BY_NODE, LOSSES, SHAPE_ONLY, SOFTMAX, is_softsign, kind_of
+from torchloco.nodes import (
+    AXES_MOVED,
+    BY_NODE,
+    LOSSES,
+    SHAPE_ONLY,
+    SOFTMAX,
+    is_compiled,
+    is_softsign,
+    kind_of,
+    moved_axis,
+)
 from torchloco.registry import transfer_of_module
 from torchloco.transfers import Transfer, get_transfer
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A layer's transfer function and why it was taken."""
+    """A layer's transfer function, why it was taken, and whether it is the network's loss that follows."""
 
     transfer: Transfer
     source: str
+    at_loss: bool = False
 
 
 @dataclass
@@ -36,6 +48,7 @@ class _Fate:
     """What becomes of a node's output, past changes of shape."""
 
     consumers: list[Node] = field(default_factory=list)
+    units: dict[Node, int] = field(default_factory=dict)  # the units' axis in what a consumer takes, where it is known
     claims: list[Transfer] = field(default_factory=list)
     into_layer: bool = False
     at_end: bool = False
@@ -58,10 +71,12 @@ class Discovery:
         self.output = output
         self._output_checked = output is None
         self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
-        self._outputs: dict[Node, tuple[str, int]] = {}  # layers' names and widths
+        self._outputs: dict[Node, tuple[str, int, int]] = {}  # layers' names, widths, and numbers of dimensions
         self._consumers: dict[Node, list[Node]] = {}
         self._claims: dict[Node, tuple[Transfer, set[Node]]] = {}  # and the nodes inside the claiming module
         self._provisional: dict[str, Decision] = {}
+        self._unseen: set[str] = set()  # layers whose output went into compiled code
+        self._replayed: set[str] = set()
         self._axes: dict[Node, tuple[int, tuple[int, ...]]] = {}  # of softmax nodes: axis, shape
         self._entered: set[Node] = set()
         self._ends: set[Node] = set()
@@ -69,7 +84,9 @@ class Discovery:
         self.handles = []
         for module in model.modules():
             if not is_supported(module) or module is model:
-                self.handles.append(module.register_forward_hook(_EndHook(self, whole=module is model)))
+                self.handles.append(
+                    module.register_forward_hook(_EndHook(self, whole=module is model), with_kwargs=True)
+                )
             transfer = transfer_of_module(module)
             if transfer is not None:
                 self.handles.append(module.register_forward_hook(_ClaimHook(self, transfer)))
@@ -99,7 +116,7 @@ class Discovery:
         """
         in_backward = torch._C._current_graph_task_id() != -1
         if output.grad_fn is not None and name not in self.decisions and not in_backward:
-            self._outputs[output.grad_fn] = (name, output.shape[-1])
+            self._outputs[output.grad_fn] = (name, output.shape[-1], output.dim())
 
     def claim(self, transfer: Transfer, x: Tensor, output: Any) -> None:
         """A module of a registered transfer was called with `x` and returned `output`."""
@@ -127,8 +144,11 @@ class Discovery:
         final only once a step is taken after it (`settle`).
         """
         decisions: dict[str, Decision] = {}
-        for node, (name, width) in self._outputs.items():
-            decision, met = self._decide(node, width)
+        for node, (name, width, dims) in self._outputs.items():
+            if is_compiled(node) or any(map(is_compiled, self._fate(node, dims).consumers)):
+                self._unseen.add(name)
+                continue
+            decision, met = self._decide(node, width, dims)
             if not met:
                 self._provisional[name] = decision
                 continue
@@ -141,9 +161,30 @@ class Discovery:
             nodes.clear()
         self.decisions = {**decisions, **self.decisions}
 
+    def replay(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the model once more, not compiled, if the pass that just ended went through compiled code.
+
+        Random numbers and buffers are put back; the parameters' gradients are not touched.
+        """
+        unseen = self._unseen.difference(self.decisions, self._provisional, self._replayed)
+        if unseen:
+            self._replayed |= unseen  # once, whatever comes of it
+            run = torch.compiler.disable(_run_eagerly)  # type: ignore[no-untyped-call]
+            self.end(run(model, args, kwargs), whole=True)
+
     def settle(self, name: str) -> Transfer:
-        """The final transfer of a layer that a step is taken for."""
+        """The final transfer of a layer that a step is taken for.
+
+        Raises:
+            RuntimeError: What follows the layer is inside compiled code, and was not seen otherwise.
+        """
         if name not in self.decisions:
+            if name in self._unseen and name not in self._provisional:
+                raise RuntimeError(
+                    f"what follows layer {name!r} is inside code compiled by torch.compile, where it cannot be seen. "
+                    f"Name its transfer function, transfers={{{name!r}: 'relu'}} ('identity' for none), or run one "
+                    "forward pass after building LocoProp and before compiling"
+                )
             unseen = Decision(get_transfer("identity"), "what follows was not seen; name it by transfers=")
             self.decisions[name] = self._provisional.get(name, unseen)
         return self.decisions[name].transfer
@@ -153,12 +194,18 @@ class Discovery:
         return self.decisions.get(name, self._provisional.get(name))
 
     def warn_if_output_unused(self) -> None:
-        """Warn, once, if a transfer was given for the output and no layer's pre-activations are the output."""
+        """Warn, once, if a transfer was given for the output and no layer's pre-activations are the output.
+
+        A model that computes its loss itself, or holds its criterion as a module, shows the loss: that is the output.
+        """
         if self._output_checked or not self.decisions:
             return
         self._output_checked = True
-        if not any(decision.source in ("output=", "transfers=") for decision in self.decisions.values()):
-            assert self.output is not None
+        assert self.output is not None
+        if not any(
+            d.source in ("output=", "transfers=") or (d.transfer.name == self.output.name and d.at_loss)
+            for d in self.decisions.values()
+        ):
             warnings.warn(
                 f"output= names {self.output.name!r}, but no layer's pre-activations are the model's output: "
                 + "; ".join(f"{name}: {d.transfer.name} ({d.source})" for name, d in self.decisions.items())
@@ -184,9 +231,9 @@ class Discovery:
                     self._consumers.setdefault(parent, []).append(node)
                     stack.append(parent)
 
-    def _decide(self, node: Node, width: int) -> tuple[Decision, bool]:
+    def _decide(self, node: Node, width: int, dims: int) -> tuple[Decision, bool]:
         """The decision for a layer, and whether its output met anything."""
-        fate = self._fate(node)
+        fate = self._fate(node, dims)
         identity = get_transfer("identity")
         if not (fate.consumers or fate.claims):
             if fate.into_layer:
@@ -219,13 +266,13 @@ class Discovery:
         transfer = BY_NODE[kinds[0]](fate.consumers[0])
         if transfer.name == "relu" and self._is_squared(fate.consumers):
             return Decision(get_transfer("relu_squared"), label + ", squared"), True
-        return Decision(transfer, label), True
+        return Decision(transfer, label, at_loss=kinds[0] in LOSSES), True
 
-    def _fate(self, node: Node) -> _Fate:
+    def _fate(self, node: Node, dims: int = 0) -> _Fate:
         fate = _Fate()
-        stack = [node]
+        stack: list[tuple[Node, int | None, int]] = [(node, dims - 1 if dims else None, dims)]
         while stack:
-            current = stack.pop()
+            current, axis, dims = stack.pop()
             fate.into_layer |= current in self._entered
             fate.at_end |= current in self._ends
             inside: set[Node] = set()
@@ -237,14 +284,24 @@ class Discovery:
                     continue
                 kind = kind_of(consumer)
                 fate.axes_moved |= kind in AXES_MOVED
-                (stack if kind in SHAPE_ONLY else fate.consumers).append(consumer)
+                if kind in SHAPE_ONLY:
+                    stack.append((consumer, *moved_axis(consumer, axis, dims)))
+                    continue
+                fate.consumers.append(consumer)
+                if axis is not None:
+                    fate.units[consumer] = axis
         return fate
 
     def _is_over_units(self, fate: _Fate, width: int) -> bool:
-        """Whether the softmax runs over the layer's units: over that many, and last unless axes were moved."""
-        axes = [self._axes[n] for n in fate.consumers if n in self._axes]
+        """Whether the softmax runs over the layer's units.
+
+        Past a view it is not known where they are: then over that many, and last unless axes were moved.
+        """
+        axes = [(n, *self._axes[n]) for n in fate.consumers if n in self._axes]
         return bool(axes) and all(
-            shape[axis] == width and (fate.axes_moved or axis == len(shape) - 1) for axis, shape in axes
+            shape[axis] == width
+            and (axis == fate.units[n] if n in fate.units else fate.axes_moved or axis == len(shape) - 1)
+            for n, axis, shape in axes
         )
 
     def _is_squared(self, relus: list[Node]) -> bool:
@@ -271,10 +328,12 @@ class _EndHook:
         self.discovery = (lambda: None) if discovery is None else weakref.ref(discovery)
         self.whole = whole
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         discovery = self.discovery()
         if discovery is not None:
             discovery.end(output, whole=self.whole)
+            if self.whole:
+                discovery.replay(module, args, kwargs)
 
     def __reduce__(self) -> tuple[type[_EndHook], tuple[()]]:
         return (_EndHook, ())
@@ -294,6 +353,20 @@ class _ClaimHook:
 
     def __reduce__(self) -> tuple[type[_ClaimHook], tuple[()]]:
         return (_ClaimHook, ())
+
+
+def _run_eagerly(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward pass of a model, nothing of it compiled, that changes neither buffers nor randomness."""
+    buffers = [(m, name, value) for m in model.modules() for name, value in m._buffers.items() if value is not None]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        for module, name, value in buffers:  # not written back: a graph may have saved them
+            module._buffers[name] = value.detach().clone()
+        with torch.random.fork_rng(list(devices)), torch.compiler.set_stance("force_eager"):
+            return model.forward(*args, **kwargs)
+    finally:
+        for module, name, value in buffers:
+            module._buffers[name] = value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -63,6 +63,36 @@ def kind_of(node: Node) -> str:
     """A node's name without the overload's number: AddmmBackward0 → AddmmBackward. Users' own functions differ."""
     own = isinstance(node, BackwardCFunction)
     return ("custom " if own else "") + node.name().rstrip("0123456789")
+
+
+def moved_axis(node: Node, axis: int | None, dims: int) -> tuple[int | None, int]:
+    """Where a change of shape puts an axis, and how many dimensions there are then; None where the node does not say.
+
+    Args:
+        node: A node of `SHAPE_ONLY`.
+        axis: The axis in its input, counted from the front, or None.
+        dims: The number of the input's dimensions.
+    """
+
+    def front(value: int, count: int) -> int:  # negative numbers are saved as unsigned ones
+        return value if value < count else value - (1 << 64) + count
+
+    kind, saved = kind_of(node), cast(Any, node)
+    if axis is None or kind in ("CloneBackward", "ToCopyBackward", "AliasBackward", "SliceBackward", "SplitBackward"):
+        return axis, dims
+    if kind in ("TransposeBackward", "TBackward"):
+        pair = (0, 1) if kind == "TBackward" else (front(saved._saved_dim0, dims), front(saved._saved_dim1, dims))
+        return (pair[1 - pair.index(axis)] if axis in pair else axis), dims
+    if kind == "PermuteBackward":
+        return [front(dim, dims) for dim in saved._saved_dims].index(axis), dims
+    if kind == "UnsqueezeBackward":
+        return axis + (front(saved._saved_dim, dims + 1) <= axis), dims + 1
+    return None, dims
+
+
+def is_compiled(node: Node) -> bool:
+    """Whether the node stands for a whole graph that torch.compile has compiled."""
+    return kind_of(node) == "custom CompiledFunctionBackward"
 
 
 def is_softsign(met: list[Node]) -> bool:

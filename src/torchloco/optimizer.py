@@ -40,7 +40,8 @@ class LocoProp(Optimizer):
 
     Supported is `nn.Linear` with any number of leading dimensions. All other parameters go to a fallback optimizer.
     `repr(optimizer)` and `optimizer.layers` say what was decided for every layer; transfer functions that are not given
-    are discovered in the first forward pass. Models compiled by torch.compile are not supported yet.
+    are discovered in the first forward pass. A model may be compiled by torch.compile, before or after the optimizer is
+    built, but must not have been called compiled before; its first forward pass is then run twice, for discovery.
 
     Param groups are torch's, with the options `lr`, `activation_lr` and `local_steps`; what `"params"` lists may also
     be modules or layer names. A group with `"fallback": True` goes to the fallback optimizer, with its options.
@@ -151,6 +152,7 @@ class LocoProp(Optimizer):
             been solved already have taken it in, and a fallback that itself raises may have changed its parameters.
         """
         loss = self._evaluate(closure)
+        self._bind()  # trainers replace the entries of `state` by copies on the device
         try:
             group_of = {p: group for group in self.param_groups for p in group["params"]}
             with self._full_precision():

@@ -197,6 +197,122 @@ def test_softmax_over_transposed_units_is_softmax():
     assert decided(Sequence(), torch.randn(2, 5, 6), lambda loss: loss) == {"out": "softmax"}
 
 
+class Logits(nn.Module):
+    """Logits of shape (batch, time, classes), given to the loss in some layout."""
+
+    def __init__(self, change, width):
+        super().__init__()
+        self.out, self.change = nn.Linear(6, width), change
+
+    def forward(self, x):
+        logits = self.change(self.out(x))
+        return F.cross_entropy(logits, torch.zeros(logits[:, 0].shape, dtype=torch.long))
+
+
+OVER_UNITS = {
+    "transposed": (lambda a: a.transpose(1, 2), (2, 5, 6), "softmax"),
+    "permuted": (lambda a: a.permute(0, 2, 1), (2, 5, 6), "softmax"),
+    "movedim": (lambda a: a.movedim(-1, 1), (2, 5, 6), "softmax"),
+    "mT of a square": (lambda a: a.mT, (2, 3, 6), "softmax"),
+    "flattened": (lambda a: a.flatten(0, 1), (2, 5, 6), "softmax"),
+    "flattened, as many rows as units": (lambda a: a.flatten(0, 1), (1, 3, 6), "softmax"),
+    "image": (lambda a: a.view(2, 5, 4, 3).permute(0, 3, 1, 2), (2, 20, 6), "softmax"),
+    "image of as many rows as units": (lambda a: a.unsqueeze(2).permute(0, 3, 1, 2), (3, 3, 6), "softmax"),
+    "rows of a square, not units": (lambda a: a, (2, 3, 6), "identity"),
+    "time of a square, not units": (lambda a: a.transpose(1, 2).transpose(1, 2), (2, 3, 6), "identity"),
+    "batch, transposed": (lambda a: a.t(), (3, 6), "identity"),
+    "batch, in front of the units": (lambda a: a.transpose(0, 1), (3, 4, 6), "identity"),
+}
+
+
+@pytest.mark.parametrize("case", OVER_UNITS)
+def test_cross_entropy_over_the_units_or_not(case):
+    """As many rows as units do not deceive it."""
+    change, shape, name = OVER_UNITS[case]
+    assert decided(Logits(change, 3), torch.randn(shape), lambda loss: loss) == {"out": name}
+
+
+GATES = {
+    "swiglu": (F.silu, {"gate": "silu", "up": "identity", "down": "identity"}),
+    "geglu": (F.gelu, {"gate": "gelu", "up": "identity", "down": "identity"}),
+    "reglu": (F.relu, {"gate": "relu", "up": "identity", "down": "identity"}),
+    "glu": (torch.sigmoid, {"gate": "sigmoid", "up": "identity", "down": "identity"}),
+    "bilinear": (lambda a: a, {"gate": "identity", "up": "identity", "down": "identity"}),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_gated_units(gate):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.up, self.down = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 6)
+
+        def forward(self, x):
+            return x + self.down(GATES[gate][0](self.gate(x)) * self.up(x))
+
+    assert decided(Gated()) == GATES[gate][1]
+
+
+@pytest.mark.parametrize(
+    "fused", [lambda a: F.glu(a), lambda a: F.silu(a[..., :3]) * a[..., 3:]], ids=["F.glu", "halves"]
+)
+def test_gated_halves_of_one_layer(fused):
+    """Gate and value in one matrix: no one function of the units."""
+    assert decided(Between(fused, d_next=3))["first"] == "identity"
+
+
+@pytest.mark.parametrize("tail", [nn.BatchNorm1d(6), nn.LayerNorm(6), nn.RMSNorm(6), nn.Dropout(0.5), nn.PReLU()])
+def test_a_module_before_the_activation(tail):
+    assert decided(Between(nn.Sequential(tail, nn.ReLU())))["first"] == "identity"
+
+
+@pytest.mark.parametrize("tail", [nn.BatchNorm1d(6), nn.LayerNorm(6), nn.RMSNorm(6), nn.Dropout(0.5)])
+def test_a_module_after_the_activation(tail):
+    assert decided(Between(nn.Sequential(nn.ReLU(inplace=True), tail)))["first"] == "relu"
+
+
+class Heads(nn.Module):
+    """Logits, probabilities by a sigmoid, and a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(6, 5)
+        self.classes, self.flags, self.value = nn.Linear(5, 3), nn.Linear(5, 2), nn.Linear(5, 1)
+
+    def forward(self, x):
+        h = torch.tanh(self.trunk(x))
+        return {"classes": self.classes(h), "flags": (torch.sigmoid(self.flags(h)), self.value(h))}
+
+
+def test_output_for_several_heads():
+    """It goes to every head that ends untransformed; the others are named."""
+
+    def loss(out):
+        return out["classes"].logsumexp(-1).mean() + out["flags"][0].mean() + out["flags"][1].square().mean()
+
+    found = {"trunk": "tanh", "classes": "softmax", "flags": "sigmoid"}
+    assert decided(Heads(), criterion=loss, output="softmax") == {**found, "value": "softmax"}
+    named = decided(Heads(), criterion=loss, output="softmax", transfers={"value": "identity"})
+    assert named == {**found, "value": "identity"}
+
+
+def test_criterion_inside_the_model_agrees_with_output():
+    """No warning that output= goes unused, whether the model shows its loss or not."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.criterion = nn.Linear(6, 3), nn.CrossEntropyLoss()
+
+        def forward(self, x):
+            return self.criterion(self.out(x), torch.zeros(len(x), dtype=torch.long))
+
+    assert decided(Own(), criterion=lambda loss: loss, output=nn.CrossEntropyLoss()) == {"out": "softmax"}
+    with pytest.warns(UserWarning, match="output= names 'sigmoid'"):
+        assert decided(Own(), criterion=lambda loss: loss, output="sigmoid") == {"out": "softmax"}
+
+
 def test_units_that_go_different_ways_are_identity():
     class Gaussian(nn.Module):
         """Half of the units are returned as they are, the other half through softplus."""

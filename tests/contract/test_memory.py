@@ -12,7 +12,8 @@ from torchloco import LocoProp
 
 def live_tensors():
     gc.collect()
-    return [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    plain = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
+    return [t for t in plain if not torch._is_functional_tensor(t)]  # what torch.compile may have left
 
 
 def held(storage):

@@ -168,3 +168,48 @@ def test_dict_of_another_model_is_refused(mlp, build, batches, train, values, sa
     assert same(values(model), before)
     for a, b in zip(tensors(optimizer.state_dict()), tensors(state), strict=True):
         assert torch.equal(a, b)
+
+
+def copied(value):
+    """New dicts of new tensors, as Lightning makes them when it moves a state to its device."""
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("when", [0, 2])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_entries_of_the_state_may_be_replaced(solver, when, build, batches, train, values, same):
+    """Training goes on with the new ones, and they are what is saved."""
+    data = batches(6)
+    straight, moved, resumed = (build(SOLVERS[solver]) for _ in range(3))
+    expected = run(train, *straight, data)
+    losses = run(train, *moved, data[:when])
+    for p, entry in list(moved[1].state.items()):
+        moved[1].state[p] = copied(entry)
+    losses += run(train, *moved, data[when:4])
+    for part, source in zip(resumed, moved, strict=True):
+        part.load_state_dict(through_a_file(source.state_dict()))
+    assert losses + run(train, *resumed, data[4:]) == expected
+    assert same(values(resumed[0]), values(straight[0]))
+
+
+def test_a_state_put_in_its_place_is_followed(build, batches, train, values, same):
+    """Zeroed or edited entries count, as with torch's own optimizers."""
+    results = []
+    for edited in (False, True):
+        model, optimizer, scheduler = build()
+        data = batches(4)
+        fresh = {p: copied(entry) for p, entry in optimizer.state.items()}
+        start = values(model)
+        run(train, model, optimizer, scheduler, data[:2] if edited else [])
+        model.load_state_dict(start)
+        if edited:
+            optimizer.state.clear()
+            optimizer.state.update(fresh)
+        optimizer.param_groups[0]["lr"] = 1e-3
+        optimizer.param_groups[1]["lr"] = 1e-3
+        losses = train(model, optimizer, data[2:])
+        results.append((losses, values(model)))
+    assert results[0][0] == results[1][0]
+    assert same(results[0][1], results[1][1])
