@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torchloco.inputs import Inputs, by_group
+from torchloco.layers import Layer
+
 Observer = Callable[["Recorder", Tensor, Tensor], None]
 """Told of each recorded forward call: (recorder, input, output)."""
 
@@ -56,29 +59,29 @@ class Recorder:
     for other gradients, by `torch.autograd.grad`, leave nothing behind.
 
     Args:
-        name: The layer's name.
-        module: The layer.
+        layer: The layer.
         observer: Weak reference to a callable (recorder, input, output), called at each recorded forward call.
 
     Raises:
         RuntimeError: Another live recorder is attached to the layer.
     """
 
-    def __init__(self, name: str, module: nn.Linear, observer: weakref.WeakMethod[Observer]) -> None:
-        check_free(name, module)
-        drop_inert_hooks(module)
-        self.name = name
-        self.module = module
+    def __init__(self, layer: Layer, observer: weakref.WeakMethod[Observer]) -> None:
+        check_free(layer)
+        drop_inert_hooks(layer.module)
+        self.layer = layer
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
         self._observer = observer
-        self._handles: list[RemovableHandle] = [module.register_forward_hook(_ForwardHook(self), with_kwargs=True)]
+        self._handles: list[RemovableHandle] = [
+            layer.module.register_forward_hook(_ForwardHook(self), with_kwargs=True)
+        ]
 
     def record(self, x: Tensor, output: Tensor) -> Tensor:
         """Watch one call. Returns the output to use from here on."""
         if len(self._handles) == 1:  # not before: a frozen weight takes no hook
             hook = _AccumulateHook(self)
-            self._handles.append(self.module.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+            self._handles.append(self.layer.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
         output = _own_node(output)
         observe = self._observer()
         if observe is not None:
@@ -123,7 +126,7 @@ class Recorder:
 
     def weights_now(self) -> tuple[int, ...]:
         """What changes when the weight or the bias is replaced or written to."""
-        parameters = [p for p in (self.module._parameters["weight"], self.module._parameters["bias"]) if p is not None]
+        parameters = [p for p in (self.layer.weight, self.layer.bias) if p is not None]
         return tuple(value for p in parameters for value in (id(p), p._version))
 
     def remove(self) -> None:
@@ -155,17 +158,17 @@ class _ForwardHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         recorder = self.recorder()
-        if recorder is None or not torch.is_grad_enabled() or not output.requires_grad:
+        if recorder is None or not torch.is_grad_enabled():
             return None
-        if not module.weight.requires_grad:  # frozen: nothing to solve for
+        if not recorder.layer.weight.requires_grad:  # frozen: nothing to solve for
             return None
-        return recorder.record(args[0] if args else kwargs["input"], output)
+        return recorder.layer.watch(recorder, args, kwargs, output)
 
     def __reduce__(self) -> tuple[type[_ForwardHook], tuple[()]]:
         return (_ForwardHook, ())
 
 
-def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | None, float, float]:
+def gradient_factor(gradient: Tensor, inputs: Inputs, g: Tensor) -> tuple[float | None, float, float]:
     """The s with gradient ≈ s · GᵀX, and how far off it is relative to the gradient.
 
     A gradient scaler or norm clipping multiplies `.grad` but not the captured G; s makes them agree again. A large
@@ -173,20 +176,21 @@ def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | Non
     three matrix-vector products instead of a matrix product. Where GᵀX is only rounding error, s cannot be told: None.
 
     Args:
-        gradient: The weight's `.grad`, (d_out, d_in).
-        x: X, (N, d_in).
+        gradient: The weight's `.grad` as a matrix, (d_out, d_in).
+        inputs: X.
         g: G, (N, d_out).
 
     Returns:
         s or None, the remainder, and how large rounding may make that.
     """
     # Products of low-precision numbers are taken in float32, whose rounding is what the checks below know.
-    wide = torch.promote_types(x.dtype, torch.float32)
-    columns = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
+    wide = torch.promote_types(g.dtype, torch.float32)
+    columns = torch.arange(inputs.d_in, dtype=torch.float64, device=g.device)
     v = torch.cos(0.7 * columns * columns + 0.3).to(wide)
-    x, g = x.to(wide), g.to(wide)
-    xv = x @ v
-    seen, expected = (gradient.to(wide) @ v).double(), (g.t() @ xv).double()
+    g = g.to(wide)
+    xv = inputs.to(wide).along(v)
+    gxv = g.t() @ xv[:, 0] if inputs.groups == 1 else (by_group(g.t(), inputs.groups) @ xv.t()[..., None]).flatten()
+    seen, expected = (gradient.to(wide) @ v).double(), gxv.double()
     cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
     eps = torch.finfo(wide).eps
     factor = cross / expected2 if expected2 else 0.0
@@ -207,16 +211,17 @@ def drop_inert_hooks(module: nn.Module) -> None:
             module._forward_hooks_with_kwargs.pop(key, None)
 
 
-def check_free(name: str, module: nn.Module) -> None:
-    """Raise if a live recorder is attached to the module.
+def check_free(layer: Layer) -> None:
+    """Raise if a live recorder is attached to the layer.
 
     Raises:
         RuntimeError: There is one.
     """
-    for hook in module._forward_hooks.values():
-        if isinstance(hook, _ForwardHook) and hook.recorder() is not None:
+    for hook in layer.module._forward_hooks.values():
+        recorder = hook.recorder() if isinstance(hook, _ForwardHook) else None
+        if recorder is not None and recorder.layer.weight is layer.weight:
             raise RuntimeError(
-                f"layer {name!r} is attached to another LocoProp already; two would solve for the same weights. "
+                f"layer {layer.name!r} is attached to another LocoProp already; two would solve for the same weights. "
                 "Call close() on the first one, or use copy.deepcopy(model)"
             )
 

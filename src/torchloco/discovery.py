@@ -7,6 +7,7 @@ The graph shows module, functional and in-place activations alike.
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,20 @@ class Decision:
 
     transfer: Transfer
     source: str
+
+
+@dataclass(frozen=True)
+class Units:
+    """Where the units of a layer are in its output: how many, and how many entries of each follow one another."""
+
+    count: int
+    inner: int
+
+    @classmethod
+    def of(cls, output: Tensor, axis: int) -> Units:
+        """Those of an output with its units on that axis, counted from the end."""
+        after = output.shape[axis + output.dim() + 1 :]
+        return cls(output.shape[axis], math.prod(after))
 
 
 @dataclass
@@ -58,7 +73,7 @@ class Discovery:
         self.output = output
         self._output_checked = output is None
         self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
-        self._outputs: dict[Node, tuple[str, int]] = {}  # layers' names and widths
+        self._outputs: dict[Node, tuple[str, Units]] = {}  # layers' names
         self._consumers: dict[Node, list[Node]] = {}
         self._claims: dict[Node, tuple[Transfer, set[Node]]] = {}  # and the nodes inside the claiming module
         self._provisional: dict[str, Decision] = {}
@@ -92,14 +107,14 @@ class Discovery:
         if whole:
             self.conclude()
 
-    def follow(self, name: str, output: Tensor) -> None:
-        """Follow a layer's output from here on, if its transfer is not known.
+    def follow(self, name: str, output: Tensor, units: int = -1) -> None:
+        """Follow a layer's output, with its units on that axis, from here on, if its transfer is not known.
 
         Calls during a backward pass repeat a checkpointed part and do not show what comes after it.
         """
         in_backward = torch._C._current_graph_task_id() != -1
         if output.grad_fn is not None and name not in self.decisions and not in_backward:
-            self._outputs[output.grad_fn] = (name, output.shape[-1])
+            self._outputs[output.grad_fn] = (name, Units.of(output, units))
 
     def claim(self, transfer: Transfer, x: Tensor, output: Any) -> None:
         """A module of a registered transfer was called with `x` and returned `output`."""
@@ -127,8 +142,8 @@ class Discovery:
         final only once a step is taken after it (`settle`).
         """
         decisions: dict[str, Decision] = {}
-        for node, (name, width) in self._outputs.items():
-            decision, met = self._decide(node, width)
+        for node, (name, units) in self._outputs.items():
+            decision, met = self._decide(node, units)
             if not met:
                 self._provisional[name] = decision
                 continue
@@ -184,7 +199,7 @@ class Discovery:
                     self._consumers.setdefault(parent, []).append(node)
                     stack.append(parent)
 
-    def _decide(self, node: Node, width: int) -> tuple[Decision, bool]:
+    def _decide(self, node: Node, units: Units) -> tuple[Decision, bool]:
         """The decision for a layer, and whether its output met anything."""
         fate = self._fate(node)
         identity = get_transfer("identity")
@@ -212,7 +227,7 @@ class Discovery:
             return Decision(fate.claims[0], label + "'s module"), True
         if kinds[0] not in BY_NODE:
             return Decision(identity, label), True
-        if kinds[0] in SOFTMAX and not self._is_over_units(fate, width):
+        if kinds[0] in SOFTMAX and not self._is_over_units(fate, units):
             return Decision(identity, label + " over another axis than the units"), True
         if kinds[0] == "LogSoftmaxBackward" and not self._ends_in_loss(fate.consumers):
             return Decision(identity, label + " that no loss follows"), True
@@ -240,11 +255,12 @@ class Discovery:
                 (stack if kind in SHAPE_ONLY else fate.consumers).append(consumer)
         return fate
 
-    def _is_over_units(self, fate: _Fate, width: int) -> bool:
-        """Whether the softmax runs over the layer's units: over that many, and last unless axes were moved."""
+    def _is_over_units(self, fate: _Fate, units: Units) -> bool:
+        """Whether the softmax runs over the layer's units: so many, and in their place unless axes were moved."""
         axes = [self._axes[n] for n in fate.consumers if n in self._axes]
         return bool(axes) and all(
-            shape[axis] == width and (fate.axes_moved or axis == len(shape) - 1) for axis, shape in axes
+            shape[axis] == units.count and (fate.axes_moved or math.prod(shape[axis + 1 :]) == units.inner)
+            for axis, shape in axes
         )
 
     def _is_squared(self, relus: list[Node]) -> bool:

@@ -43,7 +43,7 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
     Raises:
         RuntimeError: One has no captured rows, or only its bias has a gradient.
     """
-    replaced = [layer.name for layer in layers if layer.recorder.module._parameters["weight"] is not layer.weight]
+    replaced = [layer.name for layer in layers if layer.recorder.layer.weight is not layer.weight]
     if replaced:
         raise RuntimeError(
             f"the weight of {', '.join(replaced)} was replaced after LocoProp was built (by an assignment, a "

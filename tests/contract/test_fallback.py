@@ -10,7 +10,7 @@ from torchloco import LocoProp
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny convolutions on several threads wait for each other for seconds on a busy machine."""
+    """Tiny recurrences on several threads wait for each other for seconds on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -18,24 +18,30 @@ def one_thread():
 
 
 class Tagger(nn.Module):
-    """Embedding, convolution, norm, a free parameter, and two linear layers."""
+    """Embedding, recurrence, norm, a free parameter, and two linear layers."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Embedding(7, 4)
-        self.conv = nn.Conv1d(4, 4, 3, padding=1)
+        self.cell = nn.RNN(4, 4, batch_first=True)
         self.norm = nn.LayerNorm(4)
         self.hidden = nn.Linear(4, 5)
         self.scale = nn.Parameter(torch.ones(5))
         self.out = nn.Linear(5, 7, bias=False)
 
     def forward(self, words):
-        h = self.conv(self.embed(words).transpose(1, 2)).transpose(1, 2)
+        h, _ = self.cell(self.embed(words))
         return self.out(torch.tanh(self.hidden(self.norm(h))) * self.scale)
 
 
-OTHERS = ["scale", "embed.weight", "conv.weight", "conv.bias", "norm.weight", "norm.bias"]
+OTHERS = [
+    "scale",
+    "embed.weight",
+    *(f"cell.{kind}_{of}_l0" for kind in ("weight", "bias") for of in ("ih", "hh")),
+    "norm.weight",
+    "norm.bias",
+]
 
 
 @pytest.fixture

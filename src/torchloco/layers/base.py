@@ -1,0 +1,84 @@
+"""What the optimizer asks of a layer: how a module's call becomes a matrix problem."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from torchloco.inputs import Inputs
+
+if TYPE_CHECKING:
+    from torchloco.capture import Recorder
+
+
+class Layer(ABC):
+    """A module whose output is linear in its weight: rows X of shape (N, d_in) times a matrix (d_out, d_in), plus bias.
+
+    Yours needs `inputs`, and `units` or `rows` where the units are not the output's last axis. `register_layer` makes
+    it known.
+
+    Args:
+        name: The layer's name in the model.
+        module: The module.
+    """
+
+    #: Which of the module's parameters are weight and bias.
+    weight_name, bias_name = "weight", "bias"
+    #: The axis of the output that holds the units.
+    units: int = -1
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.module = module
+
+    @abstractmethod
+    def inputs(self, x: Tensor, output: Tensor) -> Inputs:
+        """The rows that the input of one call stands for, in the order of `rows`; without gradients, x is not changed.
+
+        Args:
+            x: The input, the first argument of the module's forward.
+            output: What the forward returned. Its values may have been overwritten since; its shape is right.
+        """
+
+    def rows(self, output: Tensor) -> Tensor:
+        """The output, or the gradient at it, as rows (N, d_out)."""
+        return as_rows(output.movedim(self.units, -1))
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> list[Layer]:
+        """The layers that a module is; most are one."""
+        return [cls(name, module)]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The weight that the module has now, in any shape."""
+        return cast(nn.Parameter, self.module._parameters.get(self.weight_name))
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The bias that the module has now, (d_out,), or None."""
+        return self.module._parameters.get(self.bias_name)
+
+    @property
+    def d_out(self) -> int:
+        """The number of units."""
+        return self.weight.shape[0]
+
+    def is_solvable(self) -> bool:
+        """Whether the weight is a parameter of floating point, not computed as a parametrization computes it."""
+        return isinstance(self.weight, nn.Parameter) and self.weight.is_floating_point()
+
+    def watch(self, recorder: Recorder, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Let the recorder watch a forward call. Returns the output to use from here on, or None."""
+        if not output.requires_grad:
+            return None
+        return recorder.record(args[0] if args else next(iter(kwargs.values())), output)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """(…, d) → (N, d), without a copy where the memory allows it."""
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
