@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from torchloco.capture import Capture, Recorder, gradient_factor
-from torchloco.inputs import Inputs, stacked
+from torchloco.layers.base import Piece
 from torchloco.outer import OuterRule
 from torchloco.problem import Size
 from torchloco.solvers import Solver
@@ -109,13 +109,11 @@ class AttachedLayer:
             RuntimeError: The input was overwritten or is on another device, or `.grad` belongs to another pass.
         """
         captures = self.recorder.collected()
-        xs, *others = zip(*[self._rows(capture) for capture in captures], strict=True)
-        x = stacked(xs)
-        a, g = (tensors[0] if len(tensors) == 1 else torch.cat(tensors) for tensors in others)
+        x, a, g = self.recorder.layer.join([self._piece(capture) for capture in captures])
         assert self.weight.grad is not None
         factor, remainder, tolerance = gradient_factor(x.matrix(self.weight.grad), x, g)
         exact = self.weight.dtype in (torch.float32, torch.float64) and all(
-            t.dtype == self.weight.dtype for c in captures for t in (c.call.x, c.call.a, c.g)
+            t.dtype == self.weight.dtype for c in captures for t in (c.call.x, c.call.a, c.g) if t is not None
         )
         tolerance = max(tolerance, 0.003 if exact else 0.05)
         if remainder <= tolerance and self.learn_bias:
@@ -144,8 +142,8 @@ class AttachedLayer:
         scale = torch.maximum(expected.norm(), 0.01 * abs(factor) * g.to(wide).norm())
         return 0.0 if not float(difference) else float(difference / scale)
 
-    def _rows(self, capture: Capture) -> tuple[Inputs, Tensor, Tensor]:
-        """X, A and G of one call."""
+    def _piece(self, capture: Capture) -> Piece:
+        """One call as rows, in the weight's dtype."""
         call, layer = capture.call, self.recorder.layer
         if call.weights != self.recorder.weights_now() or layer.weight is not self.weight:
             raise RuntimeError(
@@ -165,12 +163,15 @@ class AttachedLayer:
         dtype = self.weight.dtype
         x = layer.inputs(call.x.to(dtype), call.a)
         # An in-place activation has overwritten the pre-activations; lower precision has rounded them.
-        stale = call.output_changed or call.a.dtype != dtype
-        a = x.to(dtype).apply(x.matrix(self.weight), self.bias) if stale else layer.rows(call.a)
+        if call.a is None or call.output_changed or call.a.dtype != dtype:
+            bias = None if self.bias is None else self.bias[call.units]
+            a = x.to(dtype).apply(x.matrix(self.weight)[call.units], bias)
+        else:
+            a = layer.rows(call.a)
         g = layer.rows(capture.g).to(dtype)
         if not (x.n == len(a) == len(g)):
             raise RuntimeError(
                 f"layer {self.name!r}: {type(layer).__name__} made {x.n} rows of its input and {len(a)} of its output; "
                 "its inputs() and rows() must agree"
             )
-        return x, a, g
+        return Piece(x, a, g, call.units)

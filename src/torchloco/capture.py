@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from torchloco.inputs import Inputs, by_group
@@ -25,12 +26,16 @@ Observer = Callable[["Recorder", Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Call:
-    """One forward call of a layer: its input and output, with any leading dimensions, and its weights' state then."""
+    """One forward call of a layer: its input and output, as the module has them, and its weights' state then.
+
+    The output is None where only a product with the weight, or with some of its units, was seen in the autograd graph.
+    """
 
     x: Tensor
-    a: Tensor
+    a: Tensor | None
     versions: tuple[int, int]
     weights: tuple[int, ...]
+    units: slice = field(default_factory=lambda: slice(None))
 
     @property
     def input_changed(self) -> bool:
@@ -39,8 +44,8 @@ class Call:
 
     @property
     def output_changed(self) -> bool:
-        """Whether the output was written to after the forward pass, as an in-place activation does."""
-        return self.a._version != self.versions[1]
+        """Whether the output was written to after the forward pass, as an in-place activation does, or not seen."""
+        return self.a is None or self.a._version != self.versions[1]
 
 
 @dataclass
@@ -79,9 +84,7 @@ class Recorder:
 
     def record(self, x: Tensor, output: Tensor) -> Tensor:
         """Watch one call. Returns the output to use from here on."""
-        if len(self._handles) == 1:  # not before: a frozen weight takes no hook
-            hook = _AccumulateHook(self)
-            self._handles.append(self.layer.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        self._watch_weight()
         output = _own_node(output)
         observe = self._observer()
         if observe is not None:
@@ -96,6 +99,24 @@ class Recorder:
 
         output.register_hook(arrive)  # type: ignore[no-untyped-call]
         return output
+
+    def record_product(self, x: Tensor, node: Node, units: slice) -> None:
+        """Watch a product of rows with these units of the weight, by its node in the autograd graph."""
+        self._watch_weight()
+        call = Call(x.detach(), None, (x._version, 0), self.weights_now(), units)
+        owner = weakref.ref(self)
+
+        def arrive(gradients: tuple[Tensor | None, ...]) -> None:
+            recorder = owner()
+            if recorder is not None and gradients[0] is not None:
+                recorder.arrive(call, gradients[0])
+
+        node.register_prehook(arrive)
+
+    def _watch_weight(self) -> None:
+        if len(self._handles) == 1:  # not before: a frozen weight takes no hook
+            hook = _AccumulateHook(self)
+            self._handles.append(self.layer.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
     def arrive(self, call: Call, g: Tensor) -> None:
         """A backward pass brought the gradient at a call's output."""

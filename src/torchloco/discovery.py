@@ -83,11 +83,15 @@ class Discovery:
         self._walked: set[Node] = set()
         self.handles = []
         for module in model.modules():
-            if not is_supported(module) or module is model:
+            if not is_supported(module) or module is model or any(module.children()):
                 self.handles.append(module.register_forward_hook(_EndHook(self, whole=module is model)))
             transfer = transfer_of_module(module)
             if transfer is not None:
                 self.handles.append(module.register_forward_hook(_ClaimHook(self, transfer)))
+
+    def fix(self, name: str, transfer: str, source: str) -> None:
+        """Settle the transfer of a layer that always has the same, unless the user named another."""
+        self.decisions.setdefault(name, Decision(get_transfer(transfer), source))
 
     def enter(self, x: Tensor) -> None:
         """A layer is called with input `x`: walk what led to it."""

@@ -67,8 +67,8 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
         raise RuntimeError(
             f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "
             "the forward pass, the layers called as modules, and neither zero_grad() nor step() called between "
-            "backward() and step(). A layer that cannot be captured can be given to the fallback optimizer by a param "
-            "group with 'fallback': True"
+            "backward() and step(); nn.MultiheadAttention is not captured under activation checkpointing. A layer that "
+            "cannot be captured can be given to the fallback optimizer by a param group with 'fallback': True"
         )
     return ready
 

@@ -25,6 +25,9 @@ class Inputs(ABC):
         fill: The share of X's entries that products visit, where the others are zero by construction.
     """
 
+    #: Which rows of the groups are rows, (g, N), where others only fill up; None where all are.
+    mask: Tensor | None = None
+
     def __init__(self, n: int, d_in: int, groups: int = 1, fill: float = 1.0) -> None:
         self.n, self.d_in, self.groups, self.fill = n, d_in, groups, fill
 
@@ -52,7 +55,7 @@ class Inputs(ABC):
         """X W̃ᵀ + b̃ for a matrix, (N, d_out). It may be put into `out`."""
         products = [by_group(weight, self.groups) @ x.mT for _, x in self.blocks()]  # (g, d_out / g, n)
         a = torch.cat([p.flatten(0, 1) for p in products], 1).t() if products else weight.new_empty(0, len(weight))
-        return a.contiguous() if bias is None else a + bias
+        return a.contiguous() if bias is None else a + self.times_ones(bias)
 
     def sum(self, delta: Tensor, *, out: Tensor | None = None) -> Tensor:
         """δᵀX, Σ over the rows of δ xᵀ, (d_out, d_in), for δ of shape (N, d_out). It may be put into `out`."""
@@ -60,6 +63,24 @@ class Inputs(ABC):
         for rows, x in self.blocks():
             total += by_group(delta[rows].t(), self.groups) @ x
         return total.flatten(0, 1)
+
+    def times_ones(self, bias: Tensor) -> Tensor:
+        """1 b̃ᵀ, what a bias adds to X W̃ᵀ, as something that broadcasts to (N, d_out)."""
+        if self.mask is None:
+            return bias
+        return (self.mask.t()[..., None] * by_group(bias, self.groups)).flatten(1)
+
+    def sum_ones(self, delta: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """δᵀ1, the bias's gradient, (d_out,)."""
+        if self.mask is None:
+            return torch.sum(delta, 0, out=out)
+        return (by_group(delta.t(), self.groups) @ self.mask[..., None]).flatten()
+
+    def count_ones(self, bias: Tensor) -> Tensor:
+        """1ᵀ1 b̃, every bias times its number of rows."""
+        if self.mask is None:
+            return bias * self.n
+        return (by_group(bias, self.groups) * self.mask.sum(1, keepdim=True)).flatten()
 
     def along(self, v: Tensor) -> Tensor:
         """X v for a vector of d_in entries, (N, g)."""
@@ -136,11 +157,16 @@ class Grouped(Inputs):
 
     Args:
         x: X, (g, N, d_in).
+        counts: How many rows each group has, where that is not N; the others must be zero.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, counts: Sequence[int] | None = None) -> None:
         super().__init__(x.shape[1], x.shape[2], x.shape[0])
         self.x = x
+        self._counts = [self.n] * self.groups if counts is None else list(counts)
+        if min(self._counts) < self.n:
+            rows = torch.arange(self.n, device=x.device)
+            self.mask = torch.stack([rows < count for count in self._counts]).to(x.dtype)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows at once."""
@@ -148,11 +174,11 @@ class Grouped(Inputs):
 
     def part(self, k: int, parts: int) -> Grouped:
         """See `Inputs.part`."""
-        return Grouped(self.x[:, k::parts].contiguous())
+        return Grouped(self.x[:, k::parts].contiguous(), [len(range(k, count, parts)) for count in self._counts])
 
     def to(self, dtype: torch.dtype) -> Grouped:
         """See `Inputs.to`."""
-        return Grouped(self.x.to(dtype))
+        return Grouped(self.x.to(dtype), self._counts)
 
 
 class Stacked(Inputs):
@@ -217,11 +243,13 @@ class WithOnes(Inputs):
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs.n, inputs.d_in + 1, inputs.groups, inputs.fill)
         self._inputs = inputs
+        self.mask = inputs.mask
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Those of the rows, with the column."""
         for rows, x in self._inputs.blocks():
-            yield rows, _with_ones(x)
+            ones = x.new_ones(*x.shape[:-1], 1) if self.mask is None else self.mask[:, rows, None]
+            yield rows, torch.cat([x, ones], -1)
 
     def part(self, k: int, parts: int) -> WithOnes:
         """See `Inputs.part`."""
@@ -238,12 +266,13 @@ class WithOnes(Inputs):
 
     def sum(self, delta: Tensor, *, out: Tensor | None = None) -> Tensor:
         """See `Inputs.sum`."""
-        return torch.cat([self._inputs.sum(delta), delta.sum(0)[:, None]], 1)
+        return torch.cat([self._inputs.sum(delta), self.sum_ones(delta)[:, None]], 1)
 
     def gram(self) -> Tensor:
         """See `Inputs.gram`."""
         gram, row_sum = self._inputs.gram(), self._inputs.row_sum()[..., None]
-        corner = torch.full_like(row_sum[..., :1, :], self.n)
+        ones = self.count_ones(gram.new_ones(self.groups))
+        corner = ones.view_as(row_sum[..., :1, :])
         return torch.cat([torch.cat([gram, row_sum], -1), torch.cat([row_sum.mT, corner], -1)], -2)
 
 
@@ -284,7 +313,3 @@ def add_outer_(matrix: Tensor, units: Tensor, vector: Tensor) -> Tensor:
         return matrix.addr_(units, vector)
     by_group(matrix, len(vector)).addcmul_(by_group(units, len(vector))[..., None], vector[:, None])
     return matrix
-
-
-def _with_ones(x: Tensor) -> Tensor:
-    return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)

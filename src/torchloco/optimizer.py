@@ -424,6 +424,8 @@ class LocoProp(Optimizer):
         weakref.finalize(self, recorder.remove)
         attached = AttachedLayer(layer.name, layer.weight, layer.bias, learn_bias, recorder)
         self._layers[layer.name] = attached
+        if layer.transfer is not None:
+            self._discovery.fix(layer.name, layer.transfer, f"always, {type(layer).__name__}")
         self._make_optimizers(attached)
 
     def _make_optimizers(self, layer: AttachedLayer) -> None:

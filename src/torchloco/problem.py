@@ -172,7 +172,7 @@ class LocalProblem:
             bias_change = bias - self.bias
             add_outer_(matrix, bias_change, self.row_sum)
             bias_gradient = times_vector(change, self.row_sum, plus=first[1], beta=scale, out=self._buffers[1])
-            gradients.append(bias_gradient.add_(bias_change, alpha=self.inputs.n))
+            gradients.append(bias_gradient.add_(self.inputs.count_ones(bias_change)))
         gradients[0] = self.shaped(matrix)
         return self.regularized(gradients, new)
 
@@ -241,7 +241,7 @@ class LocalProblem:
     def _products(self, delta: Tensor) -> Gradients:
         gradients = [self.shaped(self.inputs.sum(delta, out=self._matrix_buffer))]
         if len(self._buffers) > 1:
-            gradients.append(torch.sum(delta, 0, out=self._buffers[1]))
+            gradients.append(self.inputs.sum_ones(delta, out=self._buffers[1]))
         return gradients
 
     def regularized(self, gradients: Gradients, new: list[Tensor]) -> Gradients:

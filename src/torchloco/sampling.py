@@ -53,7 +53,7 @@ class SampledGradients:
         gradients = [self._sum(x, delta, scale)]
         if len(new) > 1:
             first, factor = self._problem.first
-            gradients.append(torch.add(first[1] * factor, delta.sum(0), alpha=scale, out=self._buffers[1]))
+            gradients.append(torch.add(first[1] * factor, x.sum_ones(delta), alpha=scale, out=self._buffers[1]))
         return gradients
 
     def _sum(self, x: Inputs, delta: Tensor, scale: float) -> Tensor:
@@ -75,7 +75,7 @@ class SampledGradients:
         else:
             moved = x.apply(self._displacement(new)).to(a.dtype)
             if len(new) > 1:
-                moved += new[1] - self._problem.old[1]
+                moved += x.times_ones(new[1] - self._problem.old[1]).to(a.dtype)
             if self._problem.quadratic:
                 return moved
             moved += a
@@ -102,7 +102,7 @@ class SampledGradients:
             bias_change, row_sum = new[1] - self._problem.old[1], self._problem.row_sum
             add_outer_(matrix, bias_change, row_sum)
             mixed = times_vector(self._scratch, row_sum, plus=firsts[0], beta=factor, out=self._buffers[1])
-            gradients.append(mixed.add_(bias_change, alpha=self._problem.inputs.n))
+            gradients.append(mixed.add_(self._problem.inputs.count_ones(bias_change)))
         gradients[0] = self._problem.shaped(matrix)
         return gradients
 

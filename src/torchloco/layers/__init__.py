@@ -5,19 +5,24 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from torchloco.layers.attention import Projection
 from torchloco.layers.base import Layer
 from torchloco.layers.convolution import CONVOLUTIONS
 from torchloco.layers.dense import LinearLayer
 
 __all__ = ["SUPPORTED", "Layer", "is_supported", "layers_of", "register_layer"]
 
-SUPPORTED = "nn.Linear, nn.Conv1d to Conv3d, nn.ConvTranspose1d to ConvTranspose3d, and what register_layer was told of"
+SUPPORTED = (
+    "nn.Linear, nn.Conv1d to Conv3d, nn.ConvTranspose1d to ConvTranspose3d, nn.MultiheadAttention, and what "
+    "register_layer was told of"
+)
 
 # The projection inside nn.MultiheadAttention is a Linear whose forward is never called.
 _kinds: dict[type[nn.Module], type[Layer] | None] = {
     NonDynamicallyQuantizableLinear: None,
     nn.Linear: LinearLayer,
     **CONVOLUTIONS,
+    nn.MultiheadAttention: Projection,
 }
 
 

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from torchloco.inputs import Inputs
+from torchloco.inputs import Inputs, stacked
 
 if TYPE_CHECKING:
     from torchloco.capture import Recorder
+
+
+@dataclass
+class Piece:
+    """One call as rows.
+
+    Args:
+        inputs: X.
+        a: Pre-activations, (N, units).
+        g: The gradient at them.
+        units: Which units of the layer it is about.
+    """
+
+    inputs: Inputs
+    a: Tensor
+    g: Tensor
+    units: slice
 
 
 class Layer(ABC):
@@ -30,23 +49,31 @@ class Layer(ABC):
     weight_name, bias_name = "weight", "bias"
     #: The axis of the output that holds the units.
     units: int = -1
+    #: The name of the transfer that always follows; None where the model shows it.
+    transfer: str | None = None
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.module = module
 
     @abstractmethod
-    def inputs(self, x: Tensor, output: Tensor) -> Inputs:
+    def inputs(self, x: Tensor, output: Tensor | None) -> Inputs:
         """The rows that the input of one call stands for, in the order of `rows`; without gradients, x is not changed.
 
         Args:
             x: The input, the first argument of the module's forward.
-            output: What the forward returned. Its values may have been overwritten since; its shape is right.
+            output: What the forward returned, for its shape; its values may have been overwritten since. None for
+                layers that say themselves what to watch.
         """
 
     def rows(self, output: Tensor) -> Tensor:
         """The output, or the gradient at it, as rows (N, d_out)."""
         return as_rows(output.movedim(self.units, -1))
+
+    def join(self, pieces: Sequence[Piece]) -> tuple[Inputs, Tensor, Tensor]:
+        """X, A and G of all calls together."""
+        a, g = (t[0] if len(t) == 1 else torch.cat(t) for t in ([p.a for p in pieces], [p.g for p in pieces]))
+        return stacked([piece.inputs for piece in pieces]), a, g
 
     @classmethod
     def of(cls, name: str, module: nn.Module) -> list[Layer]:

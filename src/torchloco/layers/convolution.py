@@ -28,7 +28,7 @@ class ConvolutionLayer(Layer):
     def _conv(self) -> _ConvNd:
         return cast(_ConvNd, self.module)
 
-    def inputs(self, x: Tensor, output: Tensor) -> Inputs:
+    def inputs(self, x: Tensor, output: Tensor | None) -> Inputs:
         """The patches."""
         conv = self._conv
         x = x if x.dim() == len(conv.kernel_size) + 2 else x[None]
@@ -54,9 +54,10 @@ class TransposedConvolutionLayer(ConvolutionLayer):
         """The number of units."""
         return self._conv.out_channels
 
-    def inputs(self, x: Tensor, output: Tensor) -> Inputs:
+    def inputs(self, x: Tensor, output: Tensor | None) -> Inputs:
         """The patches of the spread input."""
         conv = self._conv
+        assert output is not None
         dims = len(conv.kernel_size)
         x = x if x.dim() == dims + 2 else x[None]
         padding, fill = [], 1.0
