@@ -78,6 +78,7 @@ def registry():
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         patch.setattr(transfers, "_registry", dict(transfers._registry))
         patch.setattr(torchloco.registry, "_modules", dict(torchloco.registry._modules))
+        patch.setattr(torchloco.layers, "_kinds", dict(torchloco.layers._kinds))
         yield
 
 

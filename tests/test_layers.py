@@ -8,10 +8,24 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from patches import as_rows, product, rows, weight_by_group
-from torchloco import Anderson, ConjugateGradient, Exact, FirstOrderSteps, LocoProp, Newton, SquaredDistance
+from torchloco import (
+    Anderson,
+    ConjugateGradient,
+    Dense,
+    Exact,
+    FirstOrderSteps,
+    Inputs,
+    Layer,
+    LocoProp,
+    Newton,
+    SquaredDistance,
+    register_layer,
+)
 from torchloco.layers import is_supported, layers_of
+from torchloco.layers.dense import LinearLayer
 
 CONVOLUTIONS = [None, nn.Conv1d, nn.Conv2d, nn.Conv3d]
 TRANSPOSED = [None, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
@@ -432,6 +446,42 @@ def test_copies_are_inert_and_nothing_is_kept_between_steps():
         assert layer.recorder.captures == []
 
 
+class Largest(TorchDispatchMode):
+    """The largest number of entries that any operation has put into memory."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(t, torch.Tensor):
+                self.entries = max(self.entries, t.untyped_storage().nbytes() // t.element_size())
+        return out
+
+
+@pytest.mark.parametrize("options", [{}, {"solver": FirstOrderSteps(local_rows=64)}, {"loss": "squared"}], ids=str)
+@pytest.mark.parametrize("convolution", [nn.Conv2d, nn.ConvTranspose2d])
+def test_patches_are_never_all_in_memory(convolution, options, monkeypatch):
+    monkeypatch.setattr("torchloco.windows._BLOCK", 20_000)
+    model = convolution(8, 8, 3, padding=1)
+    optimizer = LocoProp(model, 1e-4, **options)
+    x = torch.randn(16, 8, 16, 16)
+    model(x).square().mean().backward()
+    with Largest() as largest:
+        optimizer.step()
+    assert x.numel() <= largest.entries <= 1.3 * x.numel()  # the padded input; all patches are nine times as many
+
+
+@pytest.mark.parametrize("solver", [FirstOrderSteps(), FirstOrderSteps(local_rows=8), Exact(), Anderson(), Newton()])
+def test_an_empty_batch_changes_nothing(solver):
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Tanh(), nn.ConvTranspose2d(4, 3, 3, 2))
+    old = [p.detach().clone() for p in model.parameters()]
+    optimizer = LocoProp(model, solver=solver, loss="squared")
+    model(torch.randn(0, 2, 6, 6)).sum().backward()
+    optimizer.step()
+    assert all(torch.equal(p, o) for p, o in zip(model.parameters(), old, strict=True))
+
+
 def test_lazy_layers_after_their_first_call():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.LazyConvTranspose2d(2, 3), nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(ValueError, match="call the model once"):
@@ -477,3 +527,94 @@ def test_output_size_of_a_transposed_convolution():
     optimizer = LocoProp(model, 1e-3)
     model(torch.randn(2, 2, 4, 4, dtype=torch.float64)).relu_().square().sum().backward()
     optimizer.step()  # raises if rows and gradient disagree
+
+
+@pytest.mark.parametrize("outer", [torch.optim.Muon, torch.optim.AdamW])
+def test_outer_optimizers_see_the_parameters(outer):
+    model = cnn()
+    optimizer = LocoProp(model, 1e-4, output=nn.CrossEntropyLoss(), outer=outer)
+    train(model, optimizer, 2)
+    state = optimizer.state[model[0].weight]["outer"]
+    assert state["exp_avg"].shape == model[0].weight.shape
+
+
+def test_one_layer_of_ones_own(monkeypatch):
+    """A weight of another shape, its units not last, in an operator that knows its blocks alone."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
+
+        def forward(self, x):
+            return (x @ self.kernel).mT  # (B, units, L)
+
+    class Halves(Inputs):
+        def __init__(self, x):
+            super().__init__(*x.shape)
+            self.x = x
+
+        def blocks(self):
+            middle = self.n // 2
+            yield slice(0, middle), self.x[None, :middle]
+            yield slice(middle, self.n), self.x[None, middle:]
+
+        def part(self, k, parts):
+            return Dense(self.x[k::parts].contiguous())
+
+        def to(self, dtype):
+            return Halves(self.x.to(dtype))
+
+        def matrix(self, weight):
+            return weight.t()
+
+        def shaped(self, matrix, shape):
+            return matrix.t()
+
+    class MixedLayer(Layer):
+        weight_name, units = "kernel", -2
+
+        @property
+        def d_out(self):
+            return self.weight.shape[1]
+
+        def inputs(self, x, output):
+            return Halves(x.flatten(0, -2))
+
+    monkeypatch.setattr("torchloco.layers._kinds", {nn.Linear: LinearLayer})
+    register_layer(Mixed, MixedLayer)
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 4, dtype=torch.float64)
+    model = nn.Sequential(Mixed(), nn.Tanh())
+    same = nn.Sequential(nn.Linear(4, 3, bias=False, dtype=torch.float64), nn.Tanh())
+    same[0].weight.data.copy_(model[0].kernel.t())
+    for solver in (sgd(), sgd(local_rows=0.5), Newton(), Anderson()):
+        for network in (model, same):
+            optimizer = LocoProp(network, 1e-3, solver=solver)
+            optimizer.zero_grad()
+            network(x).square().sum().backward()
+            optimizer.step()
+            assert optimizer.layers[0].shape == (3, 4)
+            optimizer.close()
+        assert_close(model[0].kernel.t(), same[0].weight)
+
+
+def test_registering_something_else_is_refused():
+    with pytest.raises(TypeError, match="class of nn.Module first"):
+        register_layer(nn.Linear(1, 1), LinearLayer)
+    with pytest.raises(TypeError, match="class derived from torchloco.Layer second"):
+        register_layer(nn.Linear, Dense)
+
+
+def test_rows_that_do_not_fit_are_refused(monkeypatch):
+    class Wrong(LinearLayer):
+        def inputs(self, x, output):
+            return Dense(x[:, 0])
+
+    monkeypatch.setattr("torchloco.layers._kinds", {})
+    register_layer(nn.Linear, Wrong)
+    model = nn.Linear(4, 3)
+    optimizer = LocoProp(model)
+    model(torch.randn(5, 6, 4)).square().sum().backward()
+    with pytest.raises(RuntimeError, match="Wrong made 5 rows of its input and 30 of its output"):
+        optimizer.step()

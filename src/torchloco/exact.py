@@ -95,7 +95,7 @@ class Exact(_Quadratic):
         inputs = inputs.to(torch.promote_types(problem.weight.dtype, torch.float32))
         # Matrices of each group; one group is one of them.
         if inputs.n < inputs.d_in and not self.average:
-            x = inputs.dense().view(-1, inputs.n, inputs.d_in)
+            x = inputs.dense().view(inputs.groups, inputs.n, inputs.d_in)
             scale = float(x.square().sum()) / (len(x) * inputs.d_in) if self.relative else 1.0
             damping = self._total(scale, problem, x)
             factor = damped_cholesky(x @ x.mT, damping, problem.rows.name, "Exact")

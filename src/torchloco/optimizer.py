@@ -38,7 +38,8 @@ class LocoProp(Optimizer):
 
         minimise over W̃, b̃:   Σ_rows loss(X W̃ᵀ + b̃ ; T) + regularizer(W̃, W)
 
-    Supported is `nn.Linear` with any number of leading dimensions. All other parameters go to a fallback optimizer.
+    Supported are `nn.Linear`, convolutions and transposed convolutions in one to three dimensions, the projections of
+    `nn.MultiheadAttention`, and what `register_layer` was told of. All other parameters go to a fallback optimizer.
     `repr(optimizer)` and `optimizer.layers` say what was decided for every layer; transfer functions that are not given
     are discovered in the first forward pass. Models compiled by torch.compile are not supported yet.
 

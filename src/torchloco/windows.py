@@ -121,7 +121,7 @@ class Windows(Inputs):
         return self._weight_gradient(delta, self._padded, like, self._options).flatten(1)
 
     def _weight_gradient(self, delta: Tensor, x: Tensor, like: Tensor, options: Options) -> Tensor:
-        g = delta.view(len(self.x), *self.places, -1).movedim(-1, 1)
+        g = delta.reshape(len(self.x), *self.places, delta.shape[1]).movedim(-1, 1)
         backward = torch.ops.aten.convolution_backward
         return backward(g, x, like, None, *options, (False, True, False))[1]  # type: ignore[no-any-return]
 

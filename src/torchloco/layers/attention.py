@@ -53,7 +53,7 @@ class Projection(Layer):
         """Let the recorder watch the products with the weight."""
         top = output[0].grad_fn
         # Reading what checkpointing or offloading has saved would run it again, or bring it back.
-        if top is None or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        if top is None or _saves_elsewhere():
             return
         outside = {t.grad_fn for t in (*args, *kwargs.values()) if isinstance(t, Tensor)}
         for node, units in products(top, self.weight, outside):
@@ -98,6 +98,12 @@ class PackedProjection(Projection):
                 filled[i, k, : counts[k]] = torch.cat(tensors)
         x, a, g = filled
         return Grouped(x, counts), a.transpose(0, 1).flatten(1), g.transpose(0, 1).flatten(1)
+
+
+def _saves_elsewhere() -> bool:
+    """Whether hooks on saved tensors are at work."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return hooks is not None and hooks(False) is not None
 
 
 def products(top: Node, weight: nn.Parameter, outside: set[Node | None]) -> Iterator[tuple[Node, slice]]:
