@@ -10,7 +10,18 @@ import torchloco
 
 ROOT = Path(torchloco.__file__).parent
 MATHEMATICS = [
-    *("inputs", "windows", "transfers", "losses", "targets", "regularizers", "problem", "sampling", "conjugate"),
+    *(
+        "grouped",
+        "inputs",
+        "windows",
+        "transfers",
+        "losses",
+        "targets",
+        "regularizers",
+        "problem",
+        "sampling",
+        "conjugate",
+    ),
     *("solvers", "steps", "exact", "anderson", "newton", "safety", "rmsprop"),
 ]
 ATTACHING = {

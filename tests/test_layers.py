@@ -482,6 +482,20 @@ def test_an_empty_batch_changes_nothing(solver):
     assert all(torch.equal(p, o) for p, o in zip(model.parameters(), old, strict=True))
 
 
+def test_scaled_and_accumulated_gradients_are_followed():
+    models = [cnn(torch.float64) for _ in range(2)]
+    optimizers = [LocoProp(m, 1e-3, local_steps=3, solver=sgd(), output=nn.CrossEntropyLoss()) for m in models]
+    x, y = torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.arange(6) % 3
+    (0.5 * nn.functional.cross_entropy(models[0](x), y, reduction="sum")).backward()
+    for part in (slice(0, 2), slice(2, 6)):
+        nn.functional.cross_entropy(models[1](x[part]), y[part], reduction="sum").backward()
+    for p in models[1].parameters():
+        p.grad *= 0.5
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_close(*([p.detach() for p in model.parameters()] for model in models))
+
+
 def test_lazy_layers_after_their_first_call():
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.LazyConvTranspose2d(2, 3), nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(ValueError, match="call the model once"):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from torchloco.inputs import Inputs, by_group
+from torchloco.grouped import by_group
+from torchloco.inputs import Inputs
 from torchloco.layers import Layer
 
 Observer = Callable[["Recorder", Tensor, Tensor], None]

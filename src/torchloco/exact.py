@@ -9,7 +9,8 @@ from torch import Tensor
 
 from torchloco.checks import check_count, check_range
 from torchloco.conjugate import conjugate_gradient
-from torchloco.inputs import Inputs, by_group
+from torchloco.grouped import by_group
+from torchloco.inputs import Inputs
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
@@ -68,8 +69,9 @@ class Exact(_Quadratic):
     """The minimum itself: W̃ = W - γ · ∂L/∂W · (C + λI)⁻¹ with C = XᵀX, by Cholesky factors (LocoProp-S solved exactly).
 
     This is K-FAC with its input factor alone (FOOF, Benzing 2022). A bias is one more column of the weight, with ones
-    in X. Where a batch has fewer rows than columns, the N×N form (XXᵀ + λI) is factorised instead. `lr` and
-    `local_steps` have no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size.
+    in X. Where a batch has fewer rows than columns, the N×N form (XXᵀ + λI) is factorised instead. A convolution's
+    groups have a C each. `lr` and `local_steps` have no part in it: `activation_lr`, times what a scheduler has made of
+    lr, is the step size.
 
     Args:
         damping: λ, > 0; the curvature of regularizers adds to it. A sum over rows as C is: it grows with the batch.

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from torchloco.grouped import by_group
+
 
 class Inputs(ABC):
     """X. Yours needs `blocks`, `part` and `to`; the products are the sums over all blocks unless you know better.
@@ -282,34 +284,3 @@ def stacked(pieces: Sequence[Inputs]) -> Inputs:
     if len(pieces) == 1:
         return pieces[0]
     return Dense(torch.cat([piece.x for piece in dense])) if len(dense) == len(pieces) else Stacked(pieces)
-
-
-def by_group(matrix: Tensor, groups: int) -> Tensor:
-    """(d_out, …) → (g, d_out / g, …)."""
-    return matrix.reshape(groups, len(matrix) // groups, *matrix.shape[1:])
-
-
-def times_gram(
-    matrix: Tensor, gram: Tensor, *, plus: Tensor, beta: float = 1.0, alpha: float = 1.0, out: Tensor
-) -> Tensor:
-    """beta·plus + alpha·matrix C into `out`, (d_out, d_in), where every unit meets its group's C."""
-    if gram.dim() == 2:
-        return torch.addmm(plus, matrix, gram, beta=beta, alpha=alpha, out=out)
-    product = (by_group(matrix, len(gram)) @ gram).flatten(0, 1)
-    return torch.add(plus * beta, product, alpha=alpha, out=out)
-
-
-def times_vector(matrix: Tensor, vector: Tensor, *, plus: Tensor, beta: float, out: Tensor) -> Tensor:
-    """beta·plus + matrix v into `out`, (d_out,), for v of shape (d_in,) or, one for each group, (g, d_in)."""
-    if vector.dim() == 1:
-        return torch.addmv(plus, matrix, vector, beta=beta, out=out)
-    product = (by_group(matrix, len(vector)) @ vector[..., None]).flatten()
-    return torch.add(product, plus, alpha=beta, out=out)
-
-
-def add_outer_(matrix: Tensor, units: Tensor, vector: Tensor) -> Tensor:
-    """M + u vᵀ in place, for v as in `times_vector`."""
-    if vector.dim() == 1:
-        return matrix.addr_(units, vector)
-    by_group(matrix, len(vector)).addcmul_(by_group(units, len(vector))[..., None], vector[:, None])
-    return matrix

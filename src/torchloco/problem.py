@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchloco.inputs import Inputs, add_outer_, times_gram, times_vector
+from torchloco.grouped import add_outer_, times_gram, times_vector
+from torchloco.inputs import Inputs
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss, total
 from torchloco.regularizers import Regularizer
 from torchloco.targets import LayerRows, TargetRule, known_gradient_scale

@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchloco.inputs import Dense, Inputs, add_outer_, times_gram, times_vector
+from torchloco.grouped import add_outer_, times_gram, times_vector
+from torchloco.inputs import Dense, Inputs
 from torchloco.losses import MatchingLoss
 from torchloco.problem import Gradients, LocalProblem
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchloco.inputs import Dense, Grouped, Inputs, by_group
+from torchloco.grouped import by_group
+from torchloco.inputs import Dense, Grouped, Inputs
 
 _BLOCK = 1 << 22
 """So many entries of patches are laid out at once, or those of one example."""

@@ -152,13 +152,12 @@ def test_tied_linear_layers_go_to_it(batches, train):
     assert not torch.equal(before, model[0].weight)
 
 
-def test_attention_goes_to_it():
+def test_attention_does_not_go_to_it():
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     optimizer = LocoProp(model, lr=1e-4)
-    assert [info.name for info in optimizer.layers] == ["linear1", "linear2"]
-    names = set(optimizer.fallback_parameters)
-    assert {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "self_attn.out_proj.bias", "norm1.weight"} <= names
+    assert [info.name for info in optimizer.layers] == ["self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2"]
+    assert all(name.startswith("norm") for name in optimizer.fallback_parameters)
     x = torch.randn(4, 5, 8)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses = []
