@@ -264,3 +264,12 @@ def test_frozen_projections_and_resuming():
     step(model, inputs, optimizer)
     step(other, inputs, second)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_projections_have_groups_of_their_own():
+    model = Attention("self")
+    groups = [{"params": "attention.in_proj", "lr": 1e-3}, {"params": "attention.out_proj", "fallback": True}]
+    optimizer = LocoProp(model, params=groups)
+    assert [info.name for info in optimizer.layers] == ["attention.in_proj"]
+    assert optimizer.fallback_parameters == ["attention.out_proj.weight", "attention.out_proj.bias"]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]

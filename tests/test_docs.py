@@ -301,7 +301,9 @@ def make_task(steps, gamma=0.3):
         gradients=[g.t() @ x, g.sum(0)],
     )
     xs = joined_inputs(x)
-    return Task(problem, params, lrs=[1e-3] * 2, steps=steps, memory={"v": torch.linalg.eigh(xs.t() @ xs)[1][:, -1:].t()})
+    return Task(
+        problem, params, lrs=[1e-3] * 2, steps=steps, memory={"v": torch.linalg.eigh(xs.t() @ xs)[1][:, -1:].t()}
+    )
 
 
 @torch.no_grad()

@@ -523,7 +523,21 @@ def test_what_computes_something_else_is_no_layer():
     assert not is_supported(Scaled(1, 1, 1))
     assert not is_supported(Normalised(1, 1, 1))
     assert not is_supported(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 1, 1)))
+    assert not is_supported(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 1, 1), "bias"))
     assert is_supported(Named(1, 1, 1))
+    attention = nn.utils.parametrizations.weight_norm(nn.MultiheadAttention(4, 2), "in_proj_weight")
+    assert [layer.name for layer in layers_of("a", attention)] == ["a.out_proj"]
+    nn.utils.parametrizations.weight_norm(attention.out_proj)
+    assert layers_of("a", attention) == []
+
+
+def test_a_weight_that_is_computed_later_is_refused():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh())
+    optimizer = LocoProp(model)
+    nn.utils.parametrizations.weight_norm(model[0])
+    model(torch.randn(2, 2, 5)).sum().backward()
+    with pytest.raises(RuntimeError, match="was replaced after LocoProp was built"):
+        optimizer.step()
 
 
 def test_output_size_of_a_transposed_convolution():

@@ -148,8 +148,7 @@ class Recorder:
 
     def weights_now(self) -> tuple[int, ...]:
         """What changes when the weight or the bias is replaced or written to."""
-        parameters = [p for p in (self.layer.weight, self.layer.bias) if p is not None]
-        return tuple(value for p in parameters for value in (id(p), p._version))
+        return tuple(value for p in self.layer.params for value in (id(p), p._version))
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -182,7 +181,8 @@ class _ForwardHook:
         recorder = self.recorder()
         if recorder is None or not torch.is_grad_enabled():
             return None
-        if not recorder.layer.weight.requires_grad:  # frozen: nothing to solve for
+        weight = recorder.layer.weight
+        if not (isinstance(weight, nn.Parameter) and weight.requires_grad):  # frozen: nothing to solve for
             return None
         return recorder.layer.watch(recorder, args, kwargs, output)
 

@@ -91,7 +91,7 @@ class Plan:
             layer.name: layer
             for name, module in model.named_modules()
             for layer in layers_of(name, module)
-            if all(owners[p] == 1 for p in (layer.weight, layer.bias) if p is not None)
+            if all(owners[p] == 1 for p in layer.params)
         }
         self._weights: dict[Parameter, str] = {layer.weight: name for name, layer in self.layers.items()}
         self._biases: dict[Parameter, str] = {
@@ -199,7 +199,8 @@ class Plan:
             for p in entry.parameters():
                 yield from self._each(p)
         elif isinstance(entry, str):
-            yield from self._each(self._module(entry))
+            layer = self.layers.get(entry)
+            yield from self._each(self._module(entry) if layer is None else layer.params)
         elif (
             isinstance(entry, tuple)
             and len(entry) == 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchloco.grouped import add_outer_, times_gram, times_vector
-from torchloco.inputs import Inputs
+from torchloco.inputs import Dense, Inputs
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss, total
 from torchloco.regularizers import Regularizer
 from torchloco.targets import LayerRows, TargetRule, known_gradient_scale
@@ -128,7 +128,8 @@ class LocalProblem:
     def pre_activations(self, new: list[Tensor]) -> Tensor:
         """X W̃ᵀ + b̃, (N, d_out). The memory is the problem's and is used again by the next call."""
         bias = new[1] if len(new) > 1 else self.bias
-        return self.inputs.apply(self.matrix(new[0]), bias, out=self._workspace)
+        out = self._workspace if isinstance(self.inputs, Dense) else None  # others make memory of their own
+        return self.inputs.apply(self.matrix(new[0]), bias, out=out)
 
     def value(self, new: list[Tensor]) -> Tensor:
         """The local objective at the new weights, a scalar."""

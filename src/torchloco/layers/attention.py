@@ -39,7 +39,7 @@ class Projection(Layer):
         The three have one bias between them, which goes to the fallback optimizer.
         """
         prefix = name + "." if name else ""
-        if module._parameters.get("in_proj_weight") is not None:
+        if getattr(module, "in_proj_weight", None) is not None:
             layers: list[Layer] = [PackedProjection(prefix + "in_proj", module, "in_proj_weight", "in_proj_bias")]
         else:
             layers = [cls(f"{prefix}{part}_proj", module, f"{part}_proj_weight", None) for part in "qkv"]
@@ -66,12 +66,12 @@ class OutProjection(Projection):
     @property
     def weight(self) -> nn.Parameter:
         """The weight of the module that is never called."""
-        return cast(nn.Parameter, cast(nn.Module, self.module.out_proj)._parameters.get("weight"))
+        return cast(nn.Parameter, cast(nn.Module, self.module.out_proj).weight)
 
     @property
     def bias(self) -> nn.Parameter | None:
         """Its bias."""
-        return cast(nn.Module, self.module.out_proj)._parameters.get("bias")
+        return cast("nn.Parameter | None", cast(nn.Module, self.module.out_proj).bias)
 
 
 class PackedProjection(Projection):

@@ -83,12 +83,17 @@ class Layer(ABC):
     @property
     def weight(self) -> nn.Parameter:
         """The weight that the module has now, in any shape."""
-        return cast(nn.Parameter, self.module._parameters.get(self.weight_name))
+        return cast(nn.Parameter, getattr(self.module, self.weight_name, None))
 
     @property
     def bias(self) -> nn.Parameter | None:
         """The bias that the module has now, (d_out,), or None."""
-        return self.module._parameters.get(self.bias_name)
+        return getattr(self.module, self.bias_name, None)
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """Weight, and bias if there is one."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     @property
     def d_out(self) -> int:
@@ -96,8 +101,8 @@ class Layer(ABC):
         return self.weight.shape[0]
 
     def is_solvable(self) -> bool:
-        """Whether the weight is a parameter of floating point, not computed as a parametrization computes it."""
-        return isinstance(self.weight, nn.Parameter) and self.weight.is_floating_point()
+        """Whether weight and bias are parameters of floating point, not computed as a parametrization computes them."""
+        return all(isinstance(p, nn.Parameter) and p.is_floating_point() for p in self.params)
 
     def watch(self, recorder: Recorder, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Let the recorder watch a forward call. Returns the output to use from here on, or None."""
