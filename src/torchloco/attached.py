@@ -161,7 +161,7 @@ class AttachedLayer:
                 "move the model before the forward pass, not after"
             )
         dtype = self.weight.dtype
-        x = layer.inputs(call.x.to(dtype), call.a)
+        x = layer.inputs(call.x.to(dtype) if call.x.is_floating_point() else call.x, call.a)
         # An in-place activation has overwritten the pre-activations; lower precision has rounded them.
         if call.a is None or call.output_changed or call.a.dtype != dtype:
             bias = None if self.bias is None else self.bias[call.units]
