@@ -1,4 +1,4 @@
-"""LocoProp on a model with more than linear layers: norms, attention and embeddings go to the fallback optimizer."""
+"""LocoProp on a model with more than linear layers: norms and embeddings go to the fallback optimizer."""
 
 import torch
 from torch import nn

@@ -10,7 +10,18 @@ import torchloco
 
 ROOT = Path(torchloco.__file__).parent
 MATHEMATICS = [
-    *("transfers", "losses", "targets", "regularizers", "problem", "sampling", "conjugate"),
+    *(
+        "grouped",
+        "inputs",
+        "windows",
+        "transfers",
+        "losses",
+        "targets",
+        "regularizers",
+        "problem",
+        "sampling",
+        "conjugate",
+    ),
     *("solvers", "steps", "exact", "anderson", "newton", "safety", "rmsprop"),
 ]
 ATTACHING = {
@@ -46,12 +57,12 @@ def test_the_mathematics_imports_no_module_and_no_hook(name):
 
 
 def test_the_library_depends_on_torch_alone():
-    for path in ROOT.glob("*.py"):
+    for path in ROOT.rglob("*.py"):
         for imported in imports(path):
             top = imported.split(".")[0]
             assert top in {"torch", "torchloco", "__future__", *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_readable_in_one_sitting(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 480

@@ -159,7 +159,7 @@ UNSUPPORTED = {
     "no layers": lambda: nn.Sequential(nn.LayerNorm(4), nn.Embedding(3, 4)),
     "no parameters": lambda: nn.Tanh(),
     "all frozen": lambda: nn.Linear(4, 3).requires_grad_(False),
-    "convolutions": lambda: nn.Conv2d(1, 1, 3),
+    "recurrence": lambda: nn.RNN(2, 2),
 }
 
 

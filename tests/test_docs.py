@@ -78,6 +78,7 @@ def registry():
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         patch.setattr(transfers, "_registry", dict(transfers._registry))
         patch.setattr(torchloco.registry, "_modules", dict(torchloco.registry._modules))
+        patch.setattr(torchloco.layers, "_kinds", dict(torchloco.layers._kinds))
         yield
 
 
@@ -300,7 +301,9 @@ def make_task(steps, gamma=0.3):
         gradients=[g.t() @ x, g.sum(0)],
     )
     xs = joined_inputs(x)
-    return Task(problem, params, lrs=[1e-3] * 2, steps=steps, memory={"v": torch.linalg.eigh(xs.t() @ xs)[1][:, -1]})
+    return Task(
+        problem, params, lrs=[1e-3] * 2, steps=steps, memory={"v": torch.linalg.eigh(xs.t() @ xs)[1][:, -1:].t()}
+    )
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from torchloco import recipes
 from torchloco.anderson import Anderson
 from torchloco.display import LayerInfo
 from torchloco.exact import ConjugateGradient, Exact
+from torchloco.inputs import Dense, Inputs
+from torchloco.layers import Layer, register_layer
 from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
 from torchloco.newton import Newton
 from torchloco.optimizer import LocoProp
@@ -31,9 +33,12 @@ __all__ = [
     "Anderson",
     "Bounded",
     "ConjugateGradient",
+    "Dense",
     "Exact",
     "FirstOrderSteps",
     "GradientTarget",
+    "Inputs",
+    "Layer",
     "LayerInfo",
     "LayerRows",
     "LocalProblem",
@@ -62,6 +67,7 @@ __all__ = [
     "WeightDecay",
     "get_transfer",
     "recipes",
+    "register_layer",
     "register_transfer",
     "transfer_names",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from torchloco.checks import check_count, check_range
 from torchloco.losses import Loss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
-from torchloco.solvers import Solver, Task, check_convex, check_finite, curvature, joined, move, split
+from torchloco.solvers import Solver, Task, check_convex, check_finite, curvature, joined, move, split, with_ones
 
 _POWER_ITERATIONS = 8
 _LONGEST = 100
@@ -59,13 +57,13 @@ class Anderson(Solver):
         gram = problem.size.prefers_gram(iterations - 1)
         further = problem.gram_gradient if gram else problem.gradient
         h = 1 / (_slope(problem) * _largest_eigenvalue(task) + curvature(problem) + torch.finfo(torch.float32).tiny)
-        old = joined(problem.old)
+        old = joined(problem.old, task)
         mixing = _Mixing(old, self.memory, problem.rows.transfer.elementwise or problem.quadratic)
         iterate = old.clone()
         enough: Tensor | None = None
         for k in range(iterations):
             gradients = problem.first_gradient() if k == 0 else further(split(iterate, task))
-            residual = joined(gradients).mul(-h)
+            residual = joined(gradients, task).mul(-h)
             if k == 0:
                 check_finite(residual, problem)
             size = residual.norm(dim=1, keepdim=True)
@@ -148,16 +146,12 @@ def _slope(problem: LocalProblem) -> float:
 
 def _largest_eigenvalue(task: Task) -> float:
     """That of C (with the column of ones), from below, by power iteration."""
-    x = task.problem.rows.x
-    bias = len(task.params) > 1
-    u = torch.cos(1.7 * torch.arange(len(x), dtype=torch.float64, device=x.device) ** 2 + 0.3).to(x.dtype)
-    v, v_bias = x.t() @ u, float(u.sum()) if bias else 0.0  # no symmetry of the rows makes this vanish
-    value = 0.0
-    for _ in range(_POWER_ITERATIONS):
-        image = x @ v + v_bias
-        v, v_bias = x.t() @ image, float(image.sum()) if bias else 0.0
-        value = math.hypot(float(v.norm()), v_bias)
-        if value == 0:
-            return float(x.square().sum())
-        v, v_bias = v / value, v_bias / value
-    return value
+    x, like = with_ones(task), task.problem.weight
+    u = torch.cos(1.7 * torch.arange(x.n, dtype=torch.float64, device=like.device) ** 2 + 0.3).to(like.dtype)
+    v = x.sum(u[:, None].expand(-1, x.groups).contiguous())  # no symmetry of the rows makes this vanish
+    values = v.new_zeros(x.groups, 1)
+    for _ in range(_POWER_ITERATIONS):  # in every group of inputs
+        v = x.sum(x.apply(v))
+        values = v.norm(dim=1, keepdim=True)
+        v = v / values.clamp(min=torch.finfo(v.dtype).tiny)
+    return float(values.max()) or x.squares()

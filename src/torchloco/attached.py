@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.functional import linear
 from torch.optim import Optimizer
 
 from torchloco.capture import Capture, Recorder, gradient_factor
-from torchloco.layers import as_rows
+from torchloco.layers.base import Piece
 from torchloco.outer import OuterRule
 from torchloco.problem import Size
 from torchloco.solvers import Solver
@@ -27,7 +26,7 @@ class AttachedLayer:
 
     Args:
         name: Its name in the model.
-        weight: (d_out, d_in).
+        weight: In the module's own shape.
         bias: (d_out,), or None.
         learn_bias: Whether the bias takes part in the local problem.
         recorder: Its captured calls.
@@ -110,12 +109,11 @@ class AttachedLayer:
             RuntimeError: The input was overwritten or is on another device, or `.grad` belongs to another pass.
         """
         captures = self.recorder.collected()
-        parts = [self._matrices(capture) for capture in captures]
-        x, a, g = (tensors[0] if len(tensors) == 1 else torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        x, a, g = self.recorder.layer.join([self._piece(capture) for capture in captures])
         assert self.weight.grad is not None
-        factor, remainder, tolerance = gradient_factor(self.weight.grad, x, g)
+        factor, remainder, tolerance = gradient_factor(x.matrix(self.weight.grad), x, g)
         exact = self.weight.dtype in (torch.float32, torch.float64) and all(
-            t.dtype == self.weight.dtype for c in captures for t in (c.call.x, c.call.a, c.g)
+            t.dtype == self.weight.dtype for c in captures for t in (c.call.x, c.call.a, c.g) if t is not None
         )
         tolerance = max(tolerance, 0.003 if exact else 0.05)
         if remainder <= tolerance and self.learn_bias:
@@ -144,10 +142,10 @@ class AttachedLayer:
         scale = torch.maximum(expected.norm(), 0.01 * abs(factor) * g.to(wide).norm())
         return 0.0 if not float(difference) else float(difference / scale)
 
-    def _matrices(self, capture: Capture) -> tuple[Tensor, Tensor, Tensor]:
-        """X, A and G of one call."""
-        call = capture.call
-        if call.weights != self.recorder.weights_now() or self.recorder.module._parameters["weight"] is not self.weight:
+    def _piece(self, capture: Capture) -> Piece:
+        """One call as rows, in the weight's dtype."""
+        call, layer = capture.call, self.recorder.layer
+        if call.weights != self.recorder.weights_now() or layer.weight is not self.weight:
             raise RuntimeError(
                 f"the weight or bias of layer {self.name!r} was changed or replaced between forward pass and step(); "
                 "step right after the backward pass, and build LocoProp after replacing parameters"
@@ -163,8 +161,17 @@ class AttachedLayer:
                 "move the model before the forward pass, not after"
             )
         dtype = self.weight.dtype
-        x = as_rows(call.x).to(dtype)
+        x = layer.inputs(call.x.to(dtype) if call.x.is_floating_point() else call.x, call.a)
         # An in-place activation has overwritten the pre-activations; lower precision has rounded them.
-        stale = call.output_changed or call.a.dtype != dtype
-        a = linear(x, self.weight, self.bias) if stale else as_rows(call.a)
-        return x, a, as_rows(capture.g).to(dtype)
+        if call.a is None or call.output_changed or call.a.dtype != dtype:
+            bias = None if self.bias is None else self.bias[call.units]
+            a = x.to(dtype).apply(x.matrix(self.weight)[call.units], bias)
+        else:
+            a = layer.rows(call.a)
+        g = layer.rows(capture.g).to(dtype)
+        if not (x.n == len(a) == len(g)):
+            raise RuntimeError(
+                f"layer {self.name!r}: {type(layer).__name__} made {x.n} rows of its input and {len(a)} of its output; "
+                "its inputs() and rows() must agree"
+            )
+        return Piece(x, a, g, call.units)

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
+
+from torchloco.grouped import by_group
+from torchloco.inputs import Inputs
+from torchloco.layers import Layer
 
 Observer = Callable[["Recorder", Tensor, Tensor], None]
 """Told of each recorded forward call: (recorder, input, output)."""
@@ -22,12 +27,16 @@ Observer = Callable[["Recorder", Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Call:
-    """One forward call of a layer: its input and output, with any leading dimensions, and its weights' state then."""
+    """One forward call of a layer: its input and output, as the module has them, and its weights' state then.
+
+    The output is None where only a product with the weight, or with some of its units, was seen in the autograd graph.
+    """
 
     x: Tensor
-    a: Tensor
+    a: Tensor | None
     versions: tuple[int, int]
     weights: tuple[int, ...]
+    units: slice = field(default_factory=lambda: slice(None))
 
     @property
     def input_changed(self) -> bool:
@@ -36,8 +45,8 @@ class Call:
 
     @property
     def output_changed(self) -> bool:
-        """Whether the output was written to after the forward pass, as an in-place activation does."""
-        return self.a._version != self.versions[1]
+        """Whether the output was written to after the forward pass, as an in-place activation does, or not seen."""
+        return self.a is None or self.a._version != self.versions[1]
 
 
 @dataclass
@@ -56,29 +65,27 @@ class Recorder:
     for other gradients, by `torch.autograd.grad`, leave nothing behind.
 
     Args:
-        name: The layer's name.
-        module: The layer.
+        layer: The layer.
         observer: Weak reference to a callable (recorder, input, output), called at each recorded forward call.
 
     Raises:
         RuntimeError: Another live recorder is attached to the layer.
     """
 
-    def __init__(self, name: str, module: nn.Linear, observer: weakref.WeakMethod[Observer]) -> None:
-        check_free(name, module)
-        drop_inert_hooks(module)
-        self.name = name
-        self.module = module
+    def __init__(self, layer: Layer, observer: weakref.WeakMethod[Observer]) -> None:
+        check_free(layer)
+        drop_inert_hooks(layer.module)
+        self.layer = layer
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
         self._observer = observer
-        self._handles: list[RemovableHandle] = [module.register_forward_hook(_ForwardHook(self), with_kwargs=True)]
+        self._handles: list[RemovableHandle] = [
+            layer.module.register_forward_hook(_ForwardHook(self), with_kwargs=True)
+        ]
 
     def record(self, x: Tensor, output: Tensor) -> Tensor:
         """Watch one call. Returns the output to use from here on."""
-        if len(self._handles) == 1:  # not before: a frozen weight takes no hook
-            hook = _AccumulateHook(self)
-            self._handles.append(self.module.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        self._watch_weight()
         output = _own_node(output)
         observe = self._observer()
         if observe is not None:
@@ -93,6 +100,24 @@ class Recorder:
 
         output.register_hook(arrive)  # type: ignore[no-untyped-call]
         return output
+
+    def record_product(self, x: Tensor, node: Node, units: slice) -> None:
+        """Watch a product of rows with these units of the weight, by its node in the autograd graph."""
+        self._watch_weight()
+        call = Call(x.detach(), None, (x._version, 0), self.weights_now(), units)
+        owner = weakref.ref(self)
+
+        def arrive(gradients: tuple[Tensor | None, ...]) -> None:
+            recorder = owner()
+            if recorder is not None and gradients[0] is not None:
+                recorder.arrive(call, gradients[0])
+
+        node.register_prehook(arrive)
+
+    def _watch_weight(self) -> None:
+        if len(self._handles) == 1:  # not before: a frozen weight takes no hook
+            hook = _AccumulateHook(self)
+            self._handles.append(self.layer.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
     def arrive(self, call: Call, g: Tensor) -> None:
         """A backward pass brought the gradient at a call's output."""
@@ -123,8 +148,7 @@ class Recorder:
 
     def weights_now(self) -> tuple[int, ...]:
         """What changes when the weight or the bias is replaced or written to."""
-        parameters = [p for p in (self.module._parameters["weight"], self.module._parameters["bias"]) if p is not None]
-        return tuple(value for p in parameters for value in (id(p), p._version))
+        return tuple(value for p in self.layer.params for value in (id(p), p._version))
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -155,17 +179,18 @@ class _ForwardHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         recorder = self.recorder()
-        if recorder is None or not torch.is_grad_enabled() or not output.requires_grad:
+        if recorder is None or not torch.is_grad_enabled():
             return None
-        if not module.weight.requires_grad:  # frozen: nothing to solve for
+        weight = recorder.layer.weight
+        if not (isinstance(weight, nn.Parameter) and weight.requires_grad):  # frozen: nothing to solve for
             return None
-        return recorder.record(args[0] if args else kwargs["input"], output)
+        return recorder.layer.watch(recorder, args, kwargs, output)
 
     def __reduce__(self) -> tuple[type[_ForwardHook], tuple[()]]:
         return (_ForwardHook, ())
 
 
-def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | None, float, float]:
+def gradient_factor(gradient: Tensor, inputs: Inputs, g: Tensor) -> tuple[float | None, float, float]:
     """The s with gradient ≈ s · GᵀX, and how far off it is relative to the gradient.
 
     A gradient scaler or norm clipping multiplies `.grad` but not the captured G; s makes them agree again. A large
@@ -173,20 +198,21 @@ def gradient_factor(gradient: Tensor, x: Tensor, g: Tensor) -> tuple[float | Non
     three matrix-vector products instead of a matrix product. Where GᵀX is only rounding error, s cannot be told: None.
 
     Args:
-        gradient: The weight's `.grad`, (d_out, d_in).
-        x: X, (N, d_in).
+        gradient: The weight's `.grad` as a matrix, (d_out, d_in).
+        inputs: X.
         g: G, (N, d_out).
 
     Returns:
         s or None, the remainder, and how large rounding may make that.
     """
     # Products of low-precision numbers are taken in float32, whose rounding is what the checks below know.
-    wide = torch.promote_types(x.dtype, torch.float32)
-    columns = torch.arange(x.shape[1], dtype=torch.float64, device=x.device)
+    wide = torch.promote_types(g.dtype, torch.float32)
+    columns = torch.arange(inputs.d_in, dtype=torch.float64, device=g.device)
     v = torch.cos(0.7 * columns * columns + 0.3).to(wide)
-    x, g = x.to(wide), g.to(wide)
-    xv = x @ v
-    seen, expected = (gradient.to(wide) @ v).double(), (g.t() @ xv).double()
+    g = g.to(wide)
+    xv = inputs.to(wide).along(v)
+    gxv = g.t() @ xv[:, 0] if inputs.groups == 1 else (by_group(g.t(), inputs.groups) @ xv.t()[..., None]).flatten()
+    seen, expected = (gradient.to(wide) @ v).double(), gxv.double()
     cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
     eps = torch.finfo(wide).eps
     factor = cross / expected2 if expected2 else 0.0
@@ -207,16 +233,17 @@ def drop_inert_hooks(module: nn.Module) -> None:
             module._forward_hooks_with_kwargs.pop(key, None)
 
 
-def check_free(name: str, module: nn.Module) -> None:
-    """Raise if a live recorder is attached to the module.
+def check_free(layer: Layer) -> None:
+    """Raise if a live recorder is attached to the layer.
 
     Raises:
         RuntimeError: There is one.
     """
-    for hook in module._forward_hooks.values():
-        if isinstance(hook, _ForwardHook) and hook.recorder() is not None:
+    for hook in layer.module._forward_hooks.values():
+        recorder = hook.recorder() if isinstance(hook, _ForwardHook) else None
+        if recorder is not None and recorder.layer.weight is layer.weight:
             raise RuntimeError(
-                f"layer {name!r} is attached to another LocoProp already; two would solve for the same weights. "
+                f"layer {layer.name!r} is attached to another LocoProp already; two would solve for the same weights. "
                 "Call close() on the first one, or use copy.deepcopy(model)"
             )
 

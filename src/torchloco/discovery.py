@@ -8,6 +8,7 @@ that shows nothing; a model whose first pass meets such nodes is run once more, 
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,25 @@ class Decision:
     at_loss: bool = False
 
 
+@dataclass(frozen=True)
+class Units:
+    """Where the units of a layer are in its output: how many, and how many entries of each follow one another.
+
+    The axis is counted from the front of so many dimensions.
+    """
+
+    count: int
+    inner: int
+    axis: int
+    dims: int
+
+    @classmethod
+    def of(cls, output: Tensor, axis: int) -> Units:
+        """Those of an output with its units on that axis, counted from the end."""
+        front = axis + output.dim()
+        return cls(output.shape[axis], math.prod(output.shape[front + 1 :]), front, output.dim())
+
+
 @dataclass
 class _Fate:
     """What becomes of a node's output, past changes of shape."""
@@ -71,7 +91,7 @@ class Discovery:
         self.output = output
         self._output_checked = output is None
         self.decisions = {name: Decision(transfer, "transfers=") for name, transfer in given.items()}
-        self._outputs: dict[Node, tuple[str, int, int]] = {}  # layers' names, widths, and numbers of dimensions
+        self._outputs: dict[Node, tuple[str, Units]] = {}  # layers' names
         self._consumers: dict[Node, list[Node]] = {}
         self._claims: dict[Node, tuple[Transfer, set[Node]]] = {}  # and the nodes inside the claiming module
         self._provisional: dict[str, Decision] = {}
@@ -83,13 +103,17 @@ class Discovery:
         self._walked: set[Node] = set()
         self.handles = []
         for module in model.modules():
-            if not is_supported(module) or module is model:
+            if not is_supported(module) or module is model or any(module.children()):
                 self.handles.append(
                     module.register_forward_hook(_EndHook(self, whole=module is model), with_kwargs=True)
                 )
             transfer = transfer_of_module(module)
             if transfer is not None:
                 self.handles.append(module.register_forward_hook(_ClaimHook(self, transfer)))
+
+    def fix(self, name: str, transfer: str, source: str) -> None:
+        """Settle the transfer of a layer that always has the same, unless the user named another."""
+        self.decisions.setdefault(name, Decision(get_transfer(transfer), source))
 
     def enter(self, x: Tensor) -> None:
         """A layer is called with input `x`: walk what led to it."""
@@ -109,14 +133,14 @@ class Discovery:
         if whole:
             self.conclude()
 
-    def follow(self, name: str, output: Tensor) -> None:
-        """Follow a layer's output from here on, if its transfer is not known.
+    def follow(self, name: str, output: Tensor, units: int = -1) -> None:
+        """Follow a layer's output, with its units on that axis, from here on, if its transfer is not known.
 
         Calls during a backward pass repeat a checkpointed part and do not show what comes after it.
         """
         in_backward = torch._C._current_graph_task_id() != -1
         if output.grad_fn is not None and name not in self.decisions and not in_backward:
-            self._outputs[output.grad_fn] = (name, output.shape[-1], output.dim())
+            self._outputs[output.grad_fn] = (name, Units.of(output, units))
 
     def claim(self, transfer: Transfer, x: Tensor, output: Any) -> None:
         """A module of a registered transfer was called with `x` and returned `output`."""
@@ -144,11 +168,11 @@ class Discovery:
         final only once a step is taken after it (`settle`).
         """
         decisions: dict[str, Decision] = {}
-        for node, (name, width, dims) in self._outputs.items():
-            if is_compiled(node) or any(map(is_compiled, self._fate(node, dims).consumers)):
+        for node, (name, units) in self._outputs.items():
+            if is_compiled(node) or any(map(is_compiled, self._fate(node, units).consumers)):
                 self._unseen.add(name)
                 continue
-            decision, met = self._decide(node, width, dims)
+            decision, met = self._decide(node, units)
             if not met:
                 self._provisional[name] = decision
                 continue
@@ -231,9 +255,9 @@ class Discovery:
                     self._consumers.setdefault(parent, []).append(node)
                     stack.append(parent)
 
-    def _decide(self, node: Node, width: int, dims: int) -> tuple[Decision, bool]:
+    def _decide(self, node: Node, units: Units) -> tuple[Decision, bool]:
         """The decision for a layer, and whether its output met anything."""
-        fate = self._fate(node, dims)
+        fate = self._fate(node, units)
         identity = get_transfer("identity")
         if not (fate.consumers or fate.claims):
             if fate.into_layer:
@@ -259,7 +283,7 @@ class Discovery:
             return Decision(fate.claims[0], label + "'s module"), True
         if kinds[0] not in BY_NODE:
             return Decision(identity, label), True
-        if kinds[0] in SOFTMAX and not self._is_over_units(fate, width):
+        if kinds[0] in SOFTMAX and not self._is_over_units(fate, units):
             return Decision(identity, label + " over another axis than the units"), True
         if kinds[0] == "LogSoftmaxBackward" and not self._ends_in_loss(fate.consumers):
             return Decision(identity, label + " that no loss follows"), True
@@ -268,9 +292,10 @@ class Discovery:
             return Decision(get_transfer("relu_squared"), label + ", squared"), True
         return Decision(transfer, label, at_loss=kinds[0] in LOSSES), True
 
-    def _fate(self, node: Node, dims: int = 0) -> _Fate:
+    def _fate(self, node: Node, units: Units | None = None) -> _Fate:
         fate = _Fate()
-        stack: list[tuple[Node, int | None, int]] = [(node, dims - 1 if dims else None, dims)]
+        start = (None, 0) if units is None else (units.axis, units.dims)
+        stack: list[tuple[Node, int | None, int]] = [(node, *start)]
         while stack:
             current, axis, dims = stack.pop()
             fate.into_layer |= current in self._entered
@@ -292,15 +317,19 @@ class Discovery:
                     fate.units[consumer] = axis
         return fate
 
-    def _is_over_units(self, fate: _Fate, width: int) -> bool:
+    def _is_over_units(self, fate: _Fate, units: Units) -> bool:
         """Whether the softmax runs over the layer's units.
 
-        Past a view it is not known where they are: then over that many, and last unless axes were moved.
+        Past a view it is not known where they are: then over that many, and in their place unless axes were moved.
         """
         axes = [(n, *self._axes[n]) for n in fate.consumers if n in self._axes]
         return bool(axes) and all(
-            shape[axis] == width
-            and (axis == fate.units[n] if n in fate.units else fate.axes_moved or axis == len(shape) - 1)
+            shape[axis] == units.count
+            and (
+                axis == fate.units[n]
+                if n in fate.units
+                else fate.axes_moved or math.prod(shape[axis + 1 :]) == units.inner
+            )
             for n, axis, shape in axes
         )
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from torchloco.checks import check_count, check_range
 from torchloco.conjugate import conjugate_gradient
+from torchloco.grouped import by_group
+from torchloco.inputs import Inputs
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
@@ -67,8 +69,9 @@ class Exact(_Quadratic):
     """The minimum itself: W̃ = W - γ · ∂L/∂W · (C + λI)⁻¹ with C = XᵀX, by Cholesky factors (LocoProp-S solved exactly).
 
     This is K-FAC with its input factor alone (FOOF, Benzing 2022). A bias is one more column of the weight, with ones
-    in X. Where a batch has fewer rows than columns, the N×N form (XXᵀ + λI) is factorised instead. `lr` and
-    `local_steps` have no part in it: `activation_lr`, times what a scheduler has made of lr, is the step size.
+    in X. Where a batch has fewer rows than columns, the N×N form (XXᵀ + λI) is factorised instead. A convolution's
+    groups have a C each. `lr` and `local_steps` have no part in it: `activation_lr`, times what a scheduler has made of
+    lr, is the step size.
 
     Args:
         damping: λ, > 0; the curvature of regularizers adds to it. A sum over rows as C is: it grows with the batch.
@@ -90,54 +93,63 @@ class Exact(_Quadratic):
 
     def solve(self, task: Task) -> None:
         """Jump to the minimum; see `Solver.solve`."""
-        x, problem = wide(with_ones(task)), task.problem
-        n, columns = x.shape
-        if n < columns and not self.average:
-            scale = float(x.square().sum()) / columns if self.relative else 1.0
+        problem, inputs = task.problem, with_ones(task)
+        inputs = inputs.to(torch.promote_types(problem.weight.dtype, torch.float32))
+        # Matrices of each group; one group is one of them.
+        if inputs.n < inputs.d_in and not self.average:
+            x = inputs.dense().view(inputs.groups, inputs.n, inputs.d_in)
+            scale = float(x.square().sum()) / (len(x) * inputs.d_in) if self.relative else 1.0
             damping = self._total(scale, problem, x)
-            factor = damped_cholesky(x @ x.t(), damping, problem.rows.name, "Exact")
-            residual = wide(problem.first_residual())
+            factor = damped_cholesky(x @ x.mT, damping, problem.rows.name, "Exact")
+            residual = by_group(wide(problem.first_residual()).t(), len(x)).mT
             # r (C + λI)⁻¹ = (r - r Xᵀ(XXᵀ + λI)⁻¹X) / λ for the regularizer's gradient r at the old weights
-            pull = self._pull(problem, damping)
+            pull = self._pull(task, damping)
             if pull is not None:
-                residual = residual - x @ pull.t()
-            change = torch.cholesky_solve(residual, factor).t() @ x
+                residual = residual - x @ by_group(pull, len(x)).mT
+            change = (torch.cholesky_solve(residual, factor).mT @ x).flatten(0, 1)
             if pull is not None:
                 change += pull
         else:
-            gram = self._averaged(x, task)
-            damping = self._total(float(gram.diagonal().mean()) if self.relative else 1.0, problem, x)
+            gram = self._averaged(inputs, task)
+            scale = float(gram.diagonal(dim1=-2, dim2=-1).mean()) if self.relative else 1.0
+            damping = self._total(scale, problem, gram)
             factor = damped_cholesky(gram, damping, problem.rows.name, "Exact")
-            change = torch.cholesky_solve(wide(joined(problem.first_gradient())).t(), factor).t()
+            gradient = wide(joined(problem.first_gradient(), task))
+            if gram.dim() == 2:
+                change = torch.cholesky_solve(gradient.t(), factor).t()
+            else:
+                change = torch.cholesky_solve(by_group(gradient, len(gram)).mT, factor).mT.flatten(0, 1)
         move(task, -change)
 
-    def _total(self, scale: float, problem: LocalProblem, x: Tensor) -> float:
-        return max(self.damping * scale, torch.finfo(x.dtype).tiny) + curvature(problem)
+    def _total(self, scale: float, problem: LocalProblem, like: Tensor) -> float:
+        return max(self.damping * scale, torch.finfo(like.dtype).tiny) + curvature(problem)
 
-    def _averaged(self, x: Tensor, task: Task) -> Tensor:
+    def _averaged(self, inputs: Inputs, task: Task) -> Tensor:
         """C, or its running average in place of this mini-batch's."""
+        gram = inputs.gram()
         if not self.average:
-            return x.t() @ x
-        per_row = torch.addmm(x.new_zeros(()), x.t(), x, alpha=1 / max(1, len(x)))
+            return gram
+        per_row = gram / max(1, inputs.n)
         past = task.memory.get("gram")
         if past is not None and past.shape == per_row.shape:
-            per_row = torch.lerp(per_row, past.to(per_row), self.average) if len(x) else past.to(per_row)
+            per_row = torch.lerp(per_row, past.to(per_row), self.average) if inputs.n else past.to(per_row)
         task.keep["gram"] = per_row
-        return per_row * len(x)
+        return per_row * inputs.n
 
-    def _pull(self, problem: LocalProblem, damping: float) -> Tensor | None:
+    def _pull(self, task: Task, damping: float) -> Tensor | None:
         """The regularizer's gradient at the old weights / λ, None where it is zero."""
+        problem = task.problem
         if problem.regularizer is None:
             return None
         parts = [problem.regularizer.gradient(w, w) for w in problem.old]
-        return wide(joined(parts)) / damping if any(bool(part.any()) for part in parts) else None
+        return wide(joined(parts, task)) / damping if any(bool(part.any()) for part in parts) else None
 
     def multiply_adds(self, size: Size, steps: int) -> int:
         """Those of C, its factor and the two triangular systems, or of their N × N forms."""
-        n, d_in, d_out = size.n, size.d_in, size.d_out
+        n, d_in, d_out, groups = size.n, size.d_in, size.d_out, size.groups
         if n < d_in and not self.average:
-            return n * n * d_in + n**3 // 6 + d_out * n * n + size.product
-        return n * d_in**2 + d_in**3 // 6 + d_out * d_in**2
+            return groups * (n * n * d_in + n**3 // 6) + d_out * n * n + size.product
+        return groups * (n * d_in**2 + d_in**3 // 6) + d_out * d_in**2
 
     def __repr__(self) -> str:
         relative = ", relative" if self.relative else ""
@@ -168,14 +180,19 @@ class ConjugateGradient(_Quadratic):
         """Iterate from the old weights; see `Solver.solve`."""
         x, problem = with_ones(task), task.problem
         iterations = self.iterations or task.steps
-        gram = x.t() @ x if problem.size.prefers_gram(iterations) else None
+        gram = x.gram() if problem.size.prefers_gram(iterations) else None
         damping = curvature(problem)
 
         def image(direction: Tensor) -> Tensor:
-            product = (direction @ x.t()) @ x if gram is None else direction @ gram
+            if gram is None:
+                product = x.sum(x.apply(direction))
+            elif gram.dim() == 2:
+                product = direction @ gram
+            else:
+                product = (by_group(direction, len(gram)) @ gram).flatten(0, 1)
             return product.add_(direction, alpha=damping) if damping else product
 
-        gradient = joined(problem.first_gradient())
+        gradient = joined(problem.first_gradient(), task)
         check_finite(gradient, problem)
         move(task, conjugate_gradient(image, -gradient, iterations, self.tolerance))
 

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedParameter
 
 from torchloco.checks import check_count, check_range
-from torchloco.layers import bias_of, is_supported, weight_of
+from torchloco.layers import SUPPORTED, Layer, layers_of
 from torchloco.transfers import nearest
 
 OPTIONS = ("lr", "activation_lr", "local_steps")
@@ -56,7 +56,7 @@ class Split:
 
     params: list[Parameter] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-    layers: list[tuple[str, nn.Linear]] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
     fallback: list[Parameter] = field(default_factory=list)
     fallback_options: dict[str, Any] = field(default_factory=dict)
 
@@ -87,22 +87,23 @@ class Plan:
                 if own is not None:
                     owners[own] = owners.get(own, 0) + 1
         # A parameter of two modules has one gradient from both; neither's rows alone explain it.
-        self.layers: dict[str, nn.Linear] = {
-            name: module
+        self.layers: dict[str, Layer] = {
+            layer.name: layer
             for name, module in model.named_modules()
-            if is_supported(module) and all(owners[p] == 1 for p in module._parameters.values() if p is not None)
+            for layer in layers_of(name, module)
+            if all(owners[p] == 1 for p in layer.params)
         }
-        self._weights: dict[Parameter, str] = {weight_of(m): name for name, m in self.layers.items()}
+        self._weights: dict[Parameter, str] = {layer.weight: name for name, layer in self.layers.items()}
         self._biases: dict[Parameter, str] = {
-            bias: name for name, m in self.layers.items() if (bias := bias_of(m)) is not None
+            layer.bias: name for name, layer in self.layers.items() if layer.bias is not None
         }
         self.groups = self._as_groups(params)
         given = [(p, g) for g in self.groups for p in self._flatten(g["params"])]
         self._planned = {p for p, g in given if not g.get("fallback")}
         if not any(p in self._weights for p in self._planned):
             raise ValueError(
-                f"{type(model).__name__} has no supported layer among the parameters to train; supported: nn.Linear "
-                "(not parametrized, its weight not shared with another module). Use a torch.optim optimizer instead"
+                f"{type(model).__name__} has no supported layer among the parameters to train; supported: {SUPPORTED} "
+                "(not parametrized, the weight not shared with another module). Use a torch.optim optimizer instead"
             )
 
     def split(self, group: Mapping[str, Any]) -> Split:
@@ -125,7 +126,7 @@ class Plan:
         for p in params:
             if p in self._weights:
                 name = self._weights[p]
-                split.layers.append((name, self.layers[name]))
+                split.layers.append(self.layers[name])
                 split.params.append(p)
             elif p in self._biases and self._weight_of_bias(p) in planned and self._weight_of_bias(p).requires_grad:
                 split.params.append(p)
@@ -166,7 +167,7 @@ class Plan:
         return self._weights[p] if p in self._weights else self._biases[p]
 
     def _weight_of_bias(self, bias: Parameter) -> Parameter:
-        return weight_of(self.layers[self._biases[bias]])
+        return self.layers[self._biases[bias]].weight
 
     def _as_groups(self, params: Iterable[Any] | None) -> list[dict[str, Any]]:
         if params is None:
@@ -198,7 +199,8 @@ class Plan:
             for p in entry.parameters():
                 yield from self._each(p)
         elif isinstance(entry, str):
-            yield from self._each(self._module(entry))
+            layer = self.layers.get(entry)
+            yield from self._each(self._module(entry) if layer is None else layer.params)
         elif (
             isinstance(entry, tuple)
             and len(entry) == 2

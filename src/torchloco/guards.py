@@ -42,7 +42,7 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
     Raises:
         RuntimeError: One has no captured rows, or only its bias has a gradient.
     """
-    replaced = [layer.name for layer in layers if layer.recorder.module._parameters["weight"] is not layer.weight]
+    replaced = [layer.name for layer in layers if layer.recorder.layer.weight is not layer.weight]
     if replaced:
         raise RuntimeError(
             f"the weight of {', '.join(replaced)} was replaced after LocoProp was built (by an assignment, a "
@@ -67,8 +67,8 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
             f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "
             "the forward pass, and before the first call of a model compiled by torch.compile (torch._dynamo.reset() "
             "allows that), the layers called as modules, and neither zero_grad() nor step() called between "
-            "backward() and step(). A layer that cannot be captured can be given to the fallback optimizer by a param "
-            "group with 'fallback': True"
+            "backward() and step(); nn.MultiheadAttention is not captured under activation checkpointing. A layer that "
+            "cannot be captured can be given to the fallback optimizer by a param group with 'fallback': True"
         )
     return ready
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchloco.checks import check_count, check_range
 from torchloco.conjugate import conjugate_gradient
 from torchloco.exact import damped_cholesky
+from torchloco.inputs import Inputs
 from torchloco.losses import Loss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
@@ -70,10 +71,10 @@ class Newton(Solver):
                 f"{problem.weight.dtype} weights; use FirstOrderSteps"
             )
         x = with_ones(task)
-        old = joined(problem.old)
-        weights, gradient = old.clone(), joined(problem.first_gradient())
+        old = joined(problem.old, task)
+        weights, gradient = old.clone(), joined(problem.first_gradient(), task)
         check_finite(gradient, problem)
-        damping = self.damping * float(x.square().sum()) / x.shape[1] + torch.finfo(x.dtype).tiny
+        damping = self.damping * x.squares() / (x.groups * x.d_in) + torch.finfo(old.dtype).tiny
         per_unit = transfer.elementwise or problem.quadratic
         dims = (1,) if per_unit else (0, 1)
         for _ in range(self.iterations):
@@ -87,7 +88,7 @@ class Newton(Solver):
                 trial = torch.where(active, weights + change, weights)
                 reached = _values(problem, trial, old, task)
                 fallen = torch.zeros_like(active) if value is None or reached is None else reached <= value
-                trial_gradient = joined(problem.gradient(split(trial, task)))
+                trial_gradient = joined(problem.gradient(split(trial, task)), task)
                 # A convex function has fallen where its slope is still downhill. Close to the minimum, where rounding
                 # hides by how much the value falls, the gradient's norm tells.
                 end_slope = (trial_gradient * change).sum(dims, keepdim=True)
@@ -101,7 +102,7 @@ class Newton(Solver):
                 change, slope = change * _CUT, slope * _CUT
         move(task, weights - old)
 
-    def _direction(self, x: Tensor, weights: Tensor, gradient: Tensor, damping: float, task: Task) -> Tensor:
+    def _direction(self, x: Inputs, weights: Tensor, gradient: Tensor, damping: float, task: Task) -> Tensor:
         """-H⁻¹∇J, for all units."""
         problem = task.problem
         transfer = problem.rows.transfer
@@ -114,13 +115,13 @@ class Newton(Solver):
                 return -_solve_each(x, slopes, gradient, ridge, problem)
 
             def image(v: Tensor) -> Tensor:
-                return ((x @ v.t()).mul_(slopes).t() @ x).add_(v, alpha=ridge)
+                return x.sum(x.apply(v).mul_(slopes)).add_(v, alpha=ridge)
 
             return conjugate_gradient(image, -gradient, self.conjugate_gradients, 1e-8)
         a = a.clone()  # the Jacobian of such a transfer is symmetric
 
         def mixed_image(v: Tensor) -> Tensor:
-            return (transfer.vjp(a, x @ v.t()).t() @ x).add_(v, alpha=ridge)
+            return x.sum(transfer.vjp(a, x.apply(v))).add_(v, alpha=ridge)
 
         return conjugate_gradient(mixed_image, -gradient, self.conjugate_gradients, 1e-8, per_unit=False)
 
@@ -152,20 +153,27 @@ def _values(problem: LocalProblem, weights: Tensor, old: Tensor, task: Task) -> 
         values = (transfer.integral(a).sum() - (t * a).sum()).reshape(1, 1)
     if problem.regularizer is not None:
         change = weights - old
-        pull = joined([problem.regularizer.gradient(w, w) for w in problem.old])
+        pull = joined([problem.regularizer.gradient(w, w) for w in problem.old], task)
         penalties = (change * (pull + change * (curvature(problem) / 2))).sum(1, keepdim=True)
         values = values + (penalties if len(values) == len(penalties) else penalties.sum())
     return values
 
 
-def _solve_each(x: Tensor, slopes: Tensor, gradient: Tensor, ridge: float, problem: LocalProblem) -> Tensor:
+def _solve_each(x: Inputs, slopes: Tensor, gradient: Tensor, ridge: float, problem: LocalProblem) -> Tensor:
     """(Xᵀ diag(slopes of unit k) X + ridge·I)⁻¹ gradient_k for every unit k, some units at a time."""
-    columns = x.shape[1]
-    chunk = max(1, _CHUNK // max(1, columns * max(columns, len(x))))
+    blocks = list(x.blocks())  # few: Hessians are formed for small problems only
+    rows = max(len(block[0]) for _, block in blocks)
+    per_group = len(gradient) // x.groups
+    chunk = max(1, _CHUNK // max(1, x.d_in * max(x.d_in, rows)))
     solved = torch.empty_like(gradient)
-    for start in range(0, len(gradient), chunk):
-        units = slice(start, start + chunk)
-        weighted = x.t() * slopes.t()[units, None, :]  # (units, columns, N)
-        factor = damped_cholesky(weighted @ x, ridge, problem.rows.name, "Newton")
-        solved[units] = torch.cholesky_solve(gradient[units, :, None], factor).squeeze(2)
+    for group in range(x.groups):
+        end = (group + 1) * per_group
+        for start in range(group * per_group, end, chunk):
+            units = slice(start, min(start + chunk, end))
+            hessians = gradient.new_zeros(units.stop - start, x.d_in, x.d_in)
+            for places, block in blocks:
+                weighted = block[group].t() * slopes[places].t()[units, None, :]  # (units, columns, rows)
+                hessians += weighted @ block[group]
+            factor = damped_cholesky(hessians, ridge, problem.rows.name, "Newton")
+            solved[units] = torch.cholesky_solve(gradient[units, :, None], factor).squeeze(2)
     return solved

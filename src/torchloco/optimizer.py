@@ -18,7 +18,7 @@ from torchloco.attached import AttachedLayer
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
 from torchloco.guards import Originals, layers_to_solve, non_finite, refuse_non_finite
-from torchloco.layers import bias_of, weight_of
+from torchloco.layers import Layer
 from torchloco.losses import Loss
 from torchloco.outer import OuterRule, resolve_outer
 from torchloco.regularizers import Regularizer
@@ -38,7 +38,8 @@ class LocoProp(Optimizer):
 
         minimise over W̃, b̃:   Σ_rows loss(X W̃ᵀ + b̃ ; T) + regularizer(W̃, W)
 
-    Supported is `nn.Linear` with any number of leading dimensions. All other parameters go to a fallback optimizer.
+    Supported are `nn.Linear`, convolutions and transposed convolutions in one to three dimensions, the projections of
+    `nn.MultiheadAttention`, and what `register_layer` was told of. All other parameters go to a fallback optimizer.
     `repr(optimizer)` and `optimizer.layers` say what was decided for every layer; transfer functions that are not given
     are discovered in the first forward pass. A model may be compiled by torch.compile, before or after the optimizer is
     built, but must not have been called compiled before; its first forward pass is then run twice, for discovery.
@@ -267,29 +268,29 @@ class LocoProp(Optimizer):
             raise RuntimeError("this LocoProp was closed; build a new one to go on training")
         split = self._plan.split(param_group)
         self._plan.check_new(split, self.param_groups, self.defaults)
-        for name, module in split.layers:
-            capture.check_free(name, module)
+        for layer in split.layers:
+            capture.check_free(layer)
         # The fallback comes first, since a factory of the user's may raise; its group comes last.
         last = self._fallback_groups({**split.fallback_options, "params": split.fallback}) if split.fallback else []
         if split.params:
             super().add_param_group({**split.options, "params": split.params})
             self.param_groups[-1].setdefault("given_lr", float(self.param_groups[-1]["lr"]))
         try:
-            for name, module in split.layers:
-                self._attach(name, module)
+            for layer in split.layers:
+                self._attach(layer)
         except BaseException:  # the user's solver or outer rule refuses it
-            for name, _ in split.layers:
-                if name in self._layers:
-                    self._layers.pop(name).recorder.remove()
+            for layer in split.layers:
+                if layer.name in self._layers:
+                    self._layers.pop(layer.name).recorder.remove()
             if split.params:
                 self.param_groups.pop()
             raise
         self.param_groups += last
         self._plan.adopt(split)
-        for layer in self._layers.values():
-            if layer.bias is not None and not layer.learn_bias and any(layer.bias is p for p in split.params):
-                layer.learn_bias = True
-                self._make_optimizers(layer)
+        for attached in self._layers.values():
+            if attached.bias is not None and not attached.learn_bias and any(attached.bias is p for p in split.params):
+                attached.learn_bias = True
+                self._make_optimizers(attached)
         self._bind()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -362,7 +363,8 @@ class LocoProp(Optimizer):
             transfer = decision.transfer if decision else None
             source = decision.source if decision else "not known before the first forward pass"
             loss, target = self._objective.of(transfer)
-            d_out, d_in = layer.weight.shape
+            d_out = layer.recorder.layer.d_out
+            d_in = layer.weight.numel() // max(1, d_out)
             cost = None if layer.size is None else self._solver.multiply_adds(layer.size, self._steps_of(layer))
             if cost is not None and layer.size is not None:
                 cost += layer.size.around
@@ -419,14 +421,15 @@ class LocoProp(Optimizer):
                 )
         return {name: get_transfer(transfer) for name, transfer in given.items()}
 
-    def _attach(self, name: str, module: nn.Linear) -> None:
-        weight, bias = weight_of(module), bias_of(module)
-        learn_bias = bias is not None and self._holds(bias)
-        recorder = capture.Recorder(name, module, weakref.WeakMethod(self._observe))
+    def _attach(self, layer: Layer) -> None:
+        learn_bias = layer.bias is not None and self._holds(layer.bias)
+        recorder = capture.Recorder(layer, weakref.WeakMethod(self._observe))
         weakref.finalize(self, recorder.remove)
-        layer = AttachedLayer(name, weight, bias, learn_bias, recorder)
-        self._layers[name] = layer
-        self._make_optimizers(layer)
+        attached = AttachedLayer(layer.name, layer.weight, layer.bias, learn_bias, recorder)
+        self._layers[layer.name] = attached
+        if layer.transfer is not None:
+            self._discovery.fix(layer.name, layer.transfer, f"always, {type(layer).__name__}")
+        self._make_optimizers(attached)
 
     def _make_optimizers(self, layer: AttachedLayer) -> None:
         layer.make_optimizers(self._solver, self._outer, self.defaults["lr"])
@@ -462,7 +465,7 @@ class LocoProp(Optimizer):
 
     def _observe(self, recorder: capture.Recorder, x: Tensor, output: Tensor) -> None:
         self._discovery.enter(x)
-        self._discovery.follow(recorder.name, output)
+        self._discovery.follow(recorder.layer.name, output, recorder.layer.units)
 
     def _steps_of(self, layer: AttachedLayer) -> int:
         group = next(group for group in self.param_groups if any(p is layer.weight for p in group["params"]))

@@ -80,7 +80,7 @@ class OuterOptimizer(OuterRule):
     Args:
         optimizer: A `torch.optim.Optimizer` class such as AdamW or Muon, or any callable `(params, **options)`.
         biases: The same for the biases; default: `optimizer`, or AdamW where that is `torch.optim.Muon`, which takes
-            matrices only.
+            matrices only: the weights of convolutions then go to AdamW as well.
         bias_options: Options of `biases` where they are another optimizer.
         options: Options of `optimizer`, such as `lr=0.02`.
 
@@ -103,7 +103,8 @@ class OuterOptimizer(OuterRule):
                     f"{type(given).__name__}"
                 )
             refuse_closure(given)
-        if biases is None and optimizer is getattr(torch.optim, "Muon", None):
+        self._matrices_only = optimizer is getattr(torch.optim, "Muon", None)
+        if biases is None and self._matrices_only:
             biases = torch.optim.AdamW
         self.optimizer, self.options = optimizer, dict(options)
         self.biases, self.bias_options = biases, dict(bias_options or {})
@@ -119,9 +120,10 @@ class OuterOptimizer(OuterRule):
         if self.biases is None:
             made = [self.optimizer(params, **self.options)]
         else:
-            made = [self.optimizer(params[:1], **self.options)]
-            if len(params) > 1:
-                made.append(self.biases(params[1:], **self.bias_options))
+            first = 0 if self._matrices_only and params[0].dim() != 2 else 1
+            made = [self.optimizer(params[:1], **self.options)] if first else []
+            if len(params) > first:
+                made.append(self.biases(params[first:], **self.bias_options))
         for outer in made:
             if not isinstance(outer, Optimizer):
                 raise TypeError(f"the outer optimizer's factory returned {type(outer).__name__}, not an Optimizer")

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from torchloco.grouped import add_outer_, times_gram, times_vector
+from torchloco.inputs import Dense, Inputs
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss, total
 from torchloco.regularizers import Regularizer
 from torchloco.targets import LayerRows, TargetRule, known_gradient_scale
@@ -23,11 +25,13 @@ class Size:
 
     Args:
         n: Rows.
-        d_in: Columns of the weight.
+        d_in: Columns of the weight as a matrix.
         d_out: Its rows, the units.
         quadratic: Whether the loss is the squared one on pre-activations, so that C = XᵀX can stand for the rows.
         free: Whether the first gradient is a multiple of autograd's, and costs nothing.
         safe: Whether the objective is followed as well; see `LocoProp`.
+        groups: In how many groups with inputs of their own the units are.
+        fill: The share of X's entries that products visit.
     """
 
     n: int
@@ -36,6 +40,8 @@ class Size:
     quadratic: bool
     free: bool = True
     safe: bool = False
+    groups: int = 1
+    fill: float = 1.0
 
     @property
     def around(self) -> int:
@@ -45,7 +51,7 @@ class Size:
     @property
     def product(self) -> int:
         """Multiply-adds of one product over the rows, such as X W̃ᵀ."""
-        return self.n * self.d_in * self.d_out
+        return int(self.n * self.d_in * self.d_out * self.fill)
 
     def gradients(self, count: int, parts: int = 1) -> int:
         """Multiply-adds of that many further gradients, each over one of `parts` parts of the rows, or with C = XᵀX."""
@@ -59,7 +65,7 @@ class Size:
         return count * 2 * self.product // parts
 
     def _by_gram(self, count: int) -> int:
-        return self.n * self.d_in**2 + count * self.d_out * self.d_in**2
+        return (self.n * self.groups + count * self.d_out) * self.d_in**2
 
 
 def is_quadratic(loss: Loss, transfer: Transfer) -> bool:
@@ -76,7 +82,8 @@ class LocalProblem:
         loss: The local loss.
         target: The rule that makes T from `rows`.
         regularizer: Keeps W̃ near W; None for none.
-        weight: The old W, (d_out, d_in). Not to be changed while the problem is solved.
+        weight: The old W, in the shape of the layer's parameter, as all weights and gradients here; see `matrix`. Not
+            to be changed while the problem is solved.
         bias: The old b, (d_out,), or None.
         learn_bias: Whether b̃ is solved for; otherwise it stays at b.
         gradients: ∂L/∂W (and ∂L/∂b if it is learnt) as autograd computed them.
@@ -107,8 +114,13 @@ class LocalProblem:
         return torch.empty_like(self.rows.a, memory_format=torch.contiguous_format)
 
     @cached_property
+    def _matrix_buffer(self) -> Tensor:
+        size = self.size
+        return self.weight.new_empty(size.d_out, size.d_in)
+
+    @cached_property
     def _buffers(self) -> Gradients:
-        buffers = [torch.empty_like(self.weight)]
+        buffers = [self.shaped(self._matrix_buffer)]
         if self.learn_bias and self.bias is not None:
             buffers.append(torch.empty_like(self.bias))
         return buffers
@@ -116,9 +128,8 @@ class LocalProblem:
     def pre_activations(self, new: list[Tensor]) -> Tensor:
         """X W̃ᵀ + b̃, (N, d_out). The memory is the problem's and is used again by the next call."""
         bias = new[1] if len(new) > 1 else self.bias
-        if bias is None:
-            return torch.mm(self.rows.x, new[0].t(), out=self._workspace)
-        return torch.addmm(bias, self.rows.x, new[0].t(), out=self._workspace)
+        out = self._workspace if isinstance(self.inputs, Dense) else None  # others make memory of their own
+        return self.inputs.apply(self.matrix(new[0]), bias, out=out)
 
     def value(self, new: list[Tensor]) -> Tensor:
         """The local objective at the new weights, a scalar."""
@@ -156,13 +167,15 @@ class LocalProblem:
         """The same gradients for a quadratic problem, from C = XᵀX instead of the rows."""
         first, scale = self.first
         weight, bias = (new[0], new[1]) if len(new) > 1 else (new[0], None)
-        change = weight - self.weight
-        gradients = [torch.addmm(first[0], change, self.gram, beta=scale, out=self._buffers[0])]
+        change = self.matrix(weight - self.weight)
+        matrix = times_gram(change, self.gram, plus=self.matrix(first[0]), beta=scale, out=self._matrix_buffer)
+        gradients = [matrix]
         if bias is not None and self.bias is not None:
             bias_change = bias - self.bias
-            gradients[0].addr_(bias_change, self.row_sum)
-            bias_gradient = torch.addmv(first[1], change, self.row_sum, beta=scale, out=self._buffers[1])
-            gradients.append(bias_gradient.add_(bias_change, alpha=self.rows.x.shape[0]))
+            add_outer_(matrix, bias_change, self.row_sum)
+            bias_gradient = times_vector(change, self.row_sum, plus=first[1], beta=scale, out=self._buffers[1])
+            gradients.append(bias_gradient.add_(self.inputs.count_ones(bias_change)))
+        gradients[0] = self.shaped(matrix)
         return self.regularized(gradients, new)
 
     def gram_value_and_gradient(self, new: list[Tensor]) -> tuple[Tensor, Gradients]:
@@ -184,8 +197,22 @@ class LocalProblem:
     @property
     def size(self) -> Size:
         """What its cost depends on."""
-        d_out, d_in = self.weight.shape
-        return Size(self.rows.x.shape[0], d_in, d_out, self.quadratic, free=self._scale is not None)
+        inputs, d_out = self.inputs, self.rows.a.shape[1]
+        free = self._scale is not None
+        return Size(inputs.n, inputs.d_in, d_out, self.quadratic, free, groups=inputs.groups, fill=inputs.fill)
+
+    @property
+    def inputs(self) -> Inputs:
+        """X."""
+        return self.rows.inputs
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """A weight or its gradient, in the parameter's shape, as a matrix (d_out, d_in)."""
+        return self.inputs.matrix(weight)
+
+    def shaped(self, matrix: Tensor) -> Tensor:
+        """The opposite of `matrix`."""
+        return self.inputs.shaped(matrix, self.weight.shape)
 
     @property
     def old(self) -> list[Tensor]:
@@ -194,13 +221,13 @@ class LocalProblem:
 
     @cached_property
     def gram(self) -> Tensor:
-        """C = XᵀX, (d_in, d_in)."""
-        return self.rows.x.t() @ self.rows.x
+        """C = XᵀX, (d_in, d_in), or (g, d_in, d_in) for g groups."""
+        return self.inputs.gram()
 
     @cached_property
     def row_sum(self) -> Tensor:
-        """Σ_rows X, (d_in,)."""
-        return self.rows.x.sum(0)
+        """Σ_rows X, (d_in,), or (g, d_in) for g groups."""
+        return self.inputs.row_sum()
 
     @cached_property
     def _scale(self) -> float | None:
@@ -214,9 +241,9 @@ class LocalProblem:
         return [g.clone() for g in self._products(self.first_residual())], 1.0
 
     def _products(self, delta: Tensor) -> Gradients:
-        gradients = [torch.mm(delta.t(), self.rows.x, out=self._buffers[0])]
+        gradients = [self.shaped(self.inputs.sum(delta, out=self._matrix_buffer))]
         if len(self._buffers) > 1:
-            gradients.append(torch.sum(delta, 0, out=self._buffers[1]))
+            gradients.append(self.inputs.sum_ones(delta, out=self._buffers[1]))
         return gradients
 
     def regularized(self, gradients: Gradients, new: list[Tensor]) -> Gradients:

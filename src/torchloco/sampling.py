@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from torchloco.grouped import add_outer_, times_gram, times_vector
+from torchloco.inputs import Dense, Inputs
 from torchloco.losses import MatchingLoss
 from torchloco.problem import Gradients, LocalProblem
 
@@ -35,9 +37,9 @@ class SampledGradients:
         self._gram = gram
         if gram:
             parts = 1
-        self._parts = max(1, min(parts, problem.rows.x.shape[0]))
+        self._parts = max(1, min(parts, problem.inputs.n))
         self._dtype = dtype
-        self._xs: dict[int, Tensor] = {}
+        self._xs: dict[int, Inputs] = {}
         self._ys: dict[int, Tensor] = {}
 
     def gradient(self, new: list[Tensor], j: int) -> Gradients:
@@ -49,33 +51,32 @@ class SampledGradients:
         x = self._rows(k)
         delta = self._residual_change(k, x, new)
         scale = float(self._parts)  # parts may differ by a row; with this their mean is exact
-        gradients = [self._sum(delta.t(), x, scale)]
+        gradients = [self._sum(x, delta, scale)]
         if len(new) > 1:
             first, factor = self._problem.first
-            gradients.append(torch.add(first[1] * factor, delta.sum(0), alpha=scale, out=self._buffers[1]))
+            gradients.append(torch.add(first[1] * factor, x.sum_ones(delta), alpha=scale, out=self._buffers[1]))
         return gradients
 
-    def _sum(self, left: Tensor, right: Tensor, scale: float) -> Tensor:
-        """∇J(W) + scale · left @ right."""
+    def _sum(self, x: Inputs, delta: Tensor, scale: float) -> Tensor:
+        """∇J(W) + scale · δᵀX."""
         (first, *_), factor = self._problem.first
         out = self._buffers[0]
-        if self._dtype == first.dtype:
-            return torch.addmm(first, left, right, beta=factor, alpha=scale, out=out)
-        out.copy_(left.to(self._dtype) @ right)
+        if self._dtype == first.dtype and isinstance(x, Dense):
+            matrix = self._problem.matrix(first)
+            return self._problem.shaped(torch.addmm(matrix, delta.t(), x.x, beta=factor, alpha=scale, out=self._matrix))
+        out.copy_(self._problem.shaped(x.sum(delta.to(self._dtype))))
         return out.mul_(scale).add_(first, alpha=factor)
 
-    def _residual_change(self, k: int, x: Tensor, new: list[Tensor]) -> Tensor:
+    def _residual_change(self, k: int, x: Inputs, new: list[Tensor]) -> Tensor:
         """δ(W̃) - δ(W) of part k."""
         rows, loss = self._problem.rows, self._problem.loss
         a = rows.a[k :: self._parts]
         if self._dtype == a.dtype and not self._problem.quadratic:
-            moved = x @ new[0].t() if len(new) == 1 else torch.addmm(new[1], x, new[0].t())
-            if len(new) == 1 and self._problem.bias is not None:
-                moved += self._problem.bias
+            moved = x.apply(self._problem.matrix(new[0]), new[1] if len(new) > 1 else self._problem.bias)
         else:
-            moved = (x @ self._displacement(new).t()).to(a.dtype)
+            moved = x.apply(self._displacement(new)).to(a.dtype)
             if len(new) > 1:
-                moved += new[1] - self._problem.old[1]
+                moved += x.times_ones(new[1] - self._problem.old[1]).to(a.dtype)
             if self._problem.quadratic:
                 return moved
             moved += a
@@ -89,38 +90,53 @@ class SampledGradients:
     def _by_gram(self, new: list[Tensor]) -> Gradients:
         """From C."""
         change = self._displacement(new)
-        gradients = [self._sum(change, self._c, 1.0)]
+        (first, *firsts), factor = self._problem.first
+        plus = self._problem.matrix(first)
+        if self._dtype == first.dtype:
+            matrix = times_gram(change, self._c, plus=plus, beta=factor, out=self._matrix)
+        else:
+            zero = change.new_zeros(())
+            product = times_gram(change, self._c, plus=zero, beta=0.0, out=torch.empty_like(change))
+            matrix = self._matrix.copy_(product).add_(plus, alpha=factor)
+        gradients = [matrix]
         if len(new) > 1:
             bias_change, row_sum = new[1] - self._problem.old[1], self._problem.row_sum
-            gradients[0].addr_(bias_change, row_sum)
-            (_, first), factor = self._problem.first
-            mixed = torch.addmv(first, self._scratch, row_sum, beta=factor, out=self._buffers[1])
-            gradients.append(mixed.add_(bias_change, alpha=self._problem.rows.x.shape[0]))
+            add_outer_(matrix, bias_change, row_sum)
+            mixed = times_vector(self._scratch, row_sum, plus=firsts[0], beta=factor, out=self._buffers[1])
+            gradients.append(mixed.add_(self._problem.inputs.count_ones(bias_change)))
+        gradients[0] = self._problem.shaped(matrix)
         return gradients
 
     def _displacement(self, new: list[Tensor]) -> Tensor:
-        """W̃ - W."""
-        change = torch.sub(new[0], self._problem.weight, out=self._scratch)
+        """W̃ - W, as a matrix."""
+        problem = self._problem
+        change = torch.sub(problem.matrix(new[0]), problem.matrix(problem.weight), out=self._scratch)
         return change if self._dtype == change.dtype else self._narrow.copy_(change)
 
-    def _rows(self, k: int) -> Tensor:
+    def _rows(self, k: int) -> Inputs:
         if k not in self._xs:
-            self._xs[k] = self._problem.rows.x[k :: self._parts].to(self._dtype).contiguous()
+            inputs = self._problem.inputs
+            whole = self._parts == 1
+            self._xs[k] = (inputs if whole else inputs.part(k, self._parts)).to(self._dtype)
         return self._xs[k]
 
     @cached_property
     def _c(self) -> Tensor:
-        x = self._rows(0)
-        return x.t() @ x
+        return self._rows(0).gram()
 
     @cached_property
     def _scratch(self) -> Tensor:
-        return torch.empty_like(self._problem.weight)
+        return torch.empty_like(self._matrix)
 
     @cached_property
     def _narrow(self) -> Tensor:
-        return torch.empty_like(self._problem.weight, dtype=self._dtype)
+        return torch.empty_like(self._matrix, dtype=self._dtype)
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        size = self._problem.size
+        return self._problem.weight.new_empty(size.d_out, size.d_in)
 
     @cached_property
     def _buffers(self) -> Gradients:
-        return [torch.empty_like(p) for p in self._problem.old]
+        return [self._problem.shaped(self._matrix), *(torch.empty_like(p) for p in self._problem.old[1:])]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from torchloco.inputs import Inputs, WithOnes
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
@@ -180,22 +181,27 @@ def check_finite(gradient: Tensor, problem: LocalProblem) -> None:
 # A bias that is learnt is one more column of the weight, with a column of ones in X.
 
 
-def with_ones(task: Task) -> Tensor:
-    """X, with a column of ones if the bias is learnt: (N, d_in) or (N, d_in + 1)."""
-    x = task.problem.rows.x
-    return torch.cat([x, x.new_ones(len(x), 1)], 1) if len(task.params) > 1 else x
+def with_ones(task: Task) -> Inputs:
+    """X, with a column of ones if the bias is learnt: d_in or d_in + 1 columns."""
+    inputs = task.problem.inputs
+    return WithOnes(inputs) if len(task.params) > 1 else inputs
 
 
-def joined(tensors: Sequence[Tensor]) -> Tensor:
+def joined(tensors: Sequence[Tensor], task: Task) -> Tensor:
     """Weight and bias (or their gradients) as one new matrix, (d_out, d_in) or (d_out, d_in + 1)."""
     weight, *bias = tensors
-    return torch.cat([weight, bias[0][:, None]], 1) if bias else weight.clone()
+    matrix = task.problem.matrix(weight)
+    return torch.cat([matrix, bias[0][:, None]], 1) if bias else matrix.clone()
 
 
 def split(matrix: Tensor, task: Task) -> list[Tensor]:
-    """The opposite of `joined`."""
-    d_in = task.problem.weight.shape[1]
-    return [matrix[:, :d_in], matrix[:, d_in]] if len(task.params) > 1 else [matrix]
+    """The opposite of `joined`: weight and bias in the shapes of the parameters."""
+    problem = task.problem
+    if len(task.params) == 1:
+        return [problem.shaped(matrix)]
+    # A convolution's shape needs the weight's columns in a row; a matrix is taken out of the wider one as it is.
+    weight = matrix[:, :-1] if problem.weight.dim() == 2 else matrix[:, :-1].contiguous()
+    return [problem.shaped(weight), matrix[:, -1]]
 
 
 def move(task: Task, change: Tensor) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from torchloco.checks import check_range
+from torchloco.inputs import Dense, Inputs
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss
 from torchloco.transfers import Transfer
 
@@ -30,7 +31,7 @@ class LayerRows:
 
     Args:
         name: The layer's name in the model.
-        x: X, the rows that entered, (N, d_in).
+        inputs: X, the rows that entered, as a linear map or as a matrix (N, d_in).
         a: A = X Wᵀ + b, the pre-activations at the old weights, (N, d_out).
         g: G = ∂L/∂A, the network loss's gradient at the pre-activations, (N, d_out); a mean's 1/N is in it.
         transfer: The layer's transfer function f.
@@ -41,13 +42,22 @@ class LayerRows:
     """
 
     name: str
-    x: Tensor
+    inputs: Inputs
     a: Tensor
     g: Tensor
     transfer: Transfer
     activation_lr: float
     memory: Mapping[str, Any] = field(default_factory=dict)
     keep: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inputs, Tensor):
+            self.inputs = Dense(self.inputs)
+
+    @property
+    def x(self) -> Tensor:
+        """X as a matrix, (N, d_in); of a convolution all patches, laid out anew. (g, N, d_in) where it has g groups."""
+        return self.inputs.dense()
 
     @cached_property
     def y(self) -> Tensor:
