@@ -111,10 +111,12 @@ class AttachedLayer:
         captures = self.recorder.collected()
         x, a, g = self.recorder.layer.join([self._piece(capture) for capture in captures])
         assert self.weight.grad is not None
-        factor, remainder, tolerance = gradient_factor(x.matrix(self.weight.grad), x, g)
-        exact = self.weight.dtype in (torch.float32, torch.float64) and all(
-            t.dtype == self.weight.dtype for c in captures for t in (c.call.x, c.call.a, c.g) if t is not None
-        )
+        tensors = [t for c in captures for t in (c.call.x, c.call.a, c.g) if t is not None]
+        dtypes = {t.dtype for t in tensors} | {self.weight.dtype}
+        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        exact = coarsest in (torch.float32, torch.float64) and len(dtypes) == 1
+        rounded_to = None if torch.finfo(coarsest).eps <= torch.finfo(torch.float32).eps else coarsest
+        factor, remainder, tolerance = gradient_factor(x.matrix(self.weight.grad), x, g, rounded_to=rounded_to)
         tolerance = max(tolerance, 0.003 if exact else 0.05)
         if remainder <= tolerance and self.learn_bias:
             remainder = self._bias_remainder(g, 1.0 if factor is None else factor)
@@ -153,7 +155,7 @@ class AttachedLayer:
         if call.input_changed:
             raise RuntimeError(
                 f"the input of layer {self.name!r} was overwritten between its forward pass and step(); "
-                "pass a copy, or call step() before writing to it (torch.compile does so too, and is not supported yet)"
+                "pass a copy, or call step() before writing to it (compiled code may do so too)"
             )
         if call.x.device != self.weight.device:
             raise RuntimeError(

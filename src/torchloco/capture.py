@@ -76,6 +76,7 @@ class Recorder:
         check_free(layer)
         drop_inert_hooks(layer.module)
         self.layer = layer
+        self.weight = layer.weight
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
         self._observer = observer
@@ -117,7 +118,7 @@ class Recorder:
     def _watch_weight(self) -> None:
         if len(self._handles) == 1:  # not before: a frozen weight takes no hook
             hook = _AccumulateHook(self)
-            self._handles.append(self.layer.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+            self._handles.append(self.weight.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
     def arrive(self, call: Call, g: Tensor) -> None:
         """A backward pass brought the gradient at a call's output."""
@@ -181,8 +182,8 @@ class _ForwardHook:
         recorder = self.recorder()
         if recorder is None or not torch.is_grad_enabled():
             return None
-        weight = recorder.layer.weight
-        if not (isinstance(weight, nn.Parameter) and weight.requires_grad):  # frozen: nothing to solve for
+        # Other weights in its place (functional_call, a parametrization) are not solved for; nor are frozen ones.
+        if recorder.layer.weight is not recorder.weight or not recorder.weight.requires_grad:
             return None
         return recorder.layer.watch(recorder, args, kwargs, output)
 
@@ -190,7 +191,9 @@ class _ForwardHook:
         return (_ForwardHook, ())
 
 
-def gradient_factor(gradient: Tensor, inputs: Inputs, g: Tensor) -> tuple[float | None, float, float]:
+def gradient_factor(
+    gradient: Tensor, inputs: Inputs, g: Tensor, *, rounded_to: torch.dtype | None = None
+) -> tuple[float | None, float, float]:
     """The s with gradient ≈ s · GᵀX, and how far off it is relative to the gradient.
 
     A gradient scaler or norm clipping multiplies `.grad` but not the captured G; s makes them agree again. A large
@@ -201,12 +204,16 @@ def gradient_factor(gradient: Tensor, inputs: Inputs, g: Tensor) -> tuple[float 
         gradient: The weight's `.grad` as a matrix, (d_out, d_in).
         inputs: X.
         g: G, (N, d_out).
+        rounded_to: The low precision that the gradient was rounded to. The entries may then cancel in any one direction
+            and leave nothing but rounding, so that the whole product is taken.
 
     Returns:
         s or None, the remainder, and how large rounding may make that.
     """
     # Products of low-precision numbers are taken in float32, whose rounding is what the checks below know.
     wide = torch.promote_types(g.dtype, torch.float32)
+    if rounded_to is not None:
+        return _rounded_factor(gradient.to(wide), inputs.to(wide), g.to(wide), torch.finfo(rounded_to).eps)
     columns = torch.arange(inputs.d_in, dtype=torch.float64, device=g.device)
     v = torch.cos(0.7 * columns * columns + 0.3).to(wide)
     g = g.to(wide)
@@ -223,6 +230,19 @@ def gradient_factor(gradient: Tensor, inputs: Inputs, g: Tensor) -> tuple[float 
     if expected2**0.5 <= 1e3 * eps * largest:
         return None, 0.0, 0.0
     return (1.0 if abs(factor - 1) < 64 * eps else factor), remainder, 30 * eps * largest / expected2**0.5
+
+
+def _rounded_factor(gradient: Tensor, inputs: Inputs, g: Tensor, eps: float) -> tuple[float | None, float, float]:
+    """As `gradient_factor`, for a gradient whose entries were rounded to a relative `eps`."""
+    seen, expected = gradient.double().flatten(), inputs.sum(g).double().flatten()
+    cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
+    largest = float(g.norm()) * inputs.squares() ** 0.5
+    vanished = 0 < seen2**0.5 <= torch.finfo(g.dtype).tiny / eps  # below it, entries are rounded absolutely
+    if vanished or expected2**0.5 <= 1e3 * torch.finfo(g.dtype).eps * largest:
+        return None, 0.0, 0.0
+    factor = cross / expected2
+    remainder = max(0.0, 1 - factor * (cross / seen2)) ** 0.5 if seen2 else 0.0
+    return (1.0 if abs(factor - 1) < eps else factor), remainder, 4 * eps
 
 
 def drop_inert_hooks(module: nn.Module) -> None:

@@ -105,3 +105,20 @@ def test_a_part_in_autocast():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("mode", ["weights", "autocast"])
+def test_rounded_gradients_are_not_taken_for_wrong_ones(mode):
+    """Small layers, whose gradient's entries nearly cancel in one direction or another."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
+        dtype = torch.bfloat16 if mode == "weights" else torch.float32
+        optimizer = LocoProp(model.to(dtype), lr=1e-4)
+        for _ in range(40):
+            x = torch.randn(8, 6)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+                loss = F.cross_entropy(model(x.to(dtype)), x[:, :3].argmax(1))
+            loss.backward()
+            optimizer.step()

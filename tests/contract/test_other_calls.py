@@ -106,3 +106,45 @@ def test_jacobians_by_vmap_leave_nothing(mlp, batches, train, values):
     with torch.no_grad():
         torch.vmap(model)(data[0][0])
     assert_close(train(model, optimizer, data), losses, rtol=1e-12, atol=1e-14)
+
+
+def test_other_parameters_made_of_the_models_are_refused(mlp, batches, values, same):
+    """The gradient flows to the weights, but not from rows of theirs."""
+    model = mlp()
+    optimizer = LocoProp(model, lr=1e-3)
+    [(x, y)] = batches(1)
+    doubled = {name: 2 * p for name, p in model.named_parameters()}
+    before = values(model)
+    nn.functional.mse_loss(functional_call(model, doubled, (x,)), y).backward()
+    with pytest.raises(RuntimeError, match="no captured rows: 0"):
+        optimizer.step()
+    assert same(values(model), before)
+
+
+def test_parametrized_afterwards_is_refused(mlp, batches, values, train, same):
+    model = mlp()
+    optimizer = LocoProp(model, lr=1e-3)
+    train(model, optimizer, batches(1))
+    parametrizations.weight_norm(model[2])
+    before = values(model)
+    [(x, y)] = batches(1)
+    optimizer.zero_grad()
+    nn.functional.mse_loss(model(x), y).backward()
+    with pytest.raises(RuntimeError, match="build LocoProp afterwards"):
+        optimizer.step()
+    assert same(values(model), before)
+
+
+def test_other_parameters_before_accumulation(mlp, batches, values):
+    """Whose weights come first does not matter to the hooks."""
+    whole, parts = mlp(), mlp()
+    optimizers = [LocoProp(m, lr=1e-3) for m in (whole, parts)]
+    [(x, y)] = batches(1, rows=8)
+    fast = {name: p.detach().clone().requires_grad_() for name, p in parts.named_parameters()}
+    nn.functional.mse_loss(functional_call(parts, fast, (x,)), y).backward()
+    nn.functional.mse_loss(whole(x), y, reduction="sum").backward()
+    for part_x, part_y in zip(x.chunk(4), y.chunk(4), strict=True):
+        nn.functional.mse_loss(parts(part_x), part_y, reduction="sum").backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_close(values(parts), values(whole), rtol=1e-9, atol=1e-12)
