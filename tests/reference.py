@@ -21,6 +21,7 @@ The algorithm, for one mini-batch::
 
     forward: keep every A;  backward: G for every layer            (all at the old weights)
     for every layer, independently:
+        leave out the rows with G = 0
         T ← A − γG      (loss "squared",  LocoProp-S)
         T ← f(A) − γG   (loss "matching", LocoProp-M)
         W̃, b̃ ← W, b
@@ -342,6 +343,8 @@ class Reference:
 
         ``inputs`` ``(N, d_in)``, ``pre`` and ``grad`` ``(N, d_out)``: X, A and G of this layer.
         """
+        asked = (grad != 0).any(1)
+        inputs, pre, grad = inputs[asked], pre[asked], grad[asked]
         name, state = self.transfers[layer], self.states[layer]
         old_weight, old_bias = self.weights[layer], self.biases[layer]
         target = local_target(self.loss, name, pre, grad, self.activation_lr)

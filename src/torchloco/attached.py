@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from torchloco.capture import Capture, Recorder, gradient_factor
+from torchloco.inputs import Dense
 from torchloco.layers.base import Piece
 from torchloco.outer import OuterRule
 from torchloco.problem import Size
@@ -129,6 +130,8 @@ class AttachedLayer:
                 "in the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its "
                 "param group)"
             )
+        if isinstance(x, Dense) and (kept := _with_gradient(g)) is not None:
+            x, a, g = Dense(x.x[kept]), a[kept], g[kept]
         self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, self.memory.get("target", {}))
         return factor
 
@@ -177,3 +180,18 @@ class AttachedLayer:
                 "its inputs() and rows() must agree"
             )
         return Piece(x, a, g, call.units)
+
+
+def _with_gradient(g: Tensor) -> Tensor | None:
+    """Which rows of G have a gradient; None if all have one.
+
+    The network's loss does not depend on the others, as on padding: they are to have no say in the further local steps
+    either.
+    """
+    candidates = (g[:, 0] == 0).nonzero()[:, 0]  # mostly none, and then this is all that it costs
+    idle = candidates[(g[candidates] == 0).all(1)]
+    if not len(idle):
+        return None
+    kept = torch.ones(len(g), dtype=torch.bool, device=g.device)
+    kept[idle] = False
+    return kept
