@@ -96,12 +96,13 @@ def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr:
 
 
 _BLOCK = 1 << 20
+_SMALL = 1 << 14
 _local = threading.local()
 
 
 def _scratch(like: Tensor) -> Tensor:
     """Memory for a block, kept by each thread: fresh memory costs a page fault every few kilobytes."""
-    if like.device.type != "cpu" or like.numel() > _BLOCK or not like.is_contiguous():
+    if like.numel() <= _SMALL or like.device.type != "cpu" or like.numel() > _BLOCK or not like.is_contiguous():
         return torch.empty_like(like)
     kept: dict[torch.dtype, Tensor] = _local.__dict__.setdefault("scratch", {})
     if like.dtype not in kept or kept[like.dtype].numel() < like.numel():

@@ -1,4 +1,4 @@
-"""Sequences of several lengths: rows that the loss leaves out have no gradient, and take no part in the local problem."""
+"""Sequences of several lengths: rows that the loss leaves out have no gradient, and no part in the local problem."""
 
 import pytest
 import torch
