@@ -64,7 +64,7 @@ def test_frozen_layers_keep_no_rows(adapted, batches):
     optimizer = LocoProp(model)
     [(x, y)] = batches(1)
     nn.functional.mse_loss(model(x), y).backward()
-    assert {layer.recorder.name for layer in optimizer._layers.values() if layer.recorder.collected()} == {
+    assert {layer.name for layer in optimizer._layers.values() if layer.recorder.collected()} == {
         "0.a",
         "0.b",
         "2.a",
