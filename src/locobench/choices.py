@@ -16,6 +16,7 @@ MAIN_METHODS = ("locoprop-m", "locoprop-s", "sgd", "momentum", "nesterov", "adag
 MORE_METHODS = (
     "locoprop-m-fast",
     "locoprop-s-fast",
+    "locoprop-s-bf16",
     "locoprop-m-adam",
     "locoprop-m-anderson",
     "locoprop-s-exact",

@@ -82,10 +82,10 @@ _TABLE = [
         "locoprop-m-fast",
         "LocoProp-M, fast",
         lambda model, lr: recipes.locoprop_m(model, lr, paper=False, output="sigmoid"),
-        lr=1e-4,
+        lr=4e-5,
         searched={"curves": 1e-4},
         cost=2.0,
-        note="as locoprop-m, each local step after the first over 64 of the rows",
+        note="as locoprop-m, each local step after the first over 48 of the rows",
     ),
     Method(
         "locoprop-s-fast",
@@ -94,7 +94,18 @@ _TABLE = [
         lr=3e-4,
         searched={"curves": 3e-4},
         cost=2.0,
-        note="as locoprop-s, each local step after the first over 64 of the rows",
+        note="as locoprop-s, each local step after the first over 48 of the rows",
+    ),
+    Method(
+        "locoprop-s-bf16",
+        "LocoProp-S, bfloat16",
+        lambda model, lr: LocoProp(
+            model, lr, loss="squared", solver=FirstOrderSteps(local_dtype=torch.bfloat16), output="sigmoid"
+        ),
+        lr=1e-4,
+        searched={"curves": 3e-4},
+        cost=3.0,
+        note="as locoprop-s, local products in bfloat16",
     ),
     Method(
         "locoprop-m-adam",

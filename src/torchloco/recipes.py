@@ -18,7 +18,7 @@ from torchloco.regularizers import RelativeEntropy, SquaredDistance
 from torchloco.solvers import ProximalStep
 from torchloco.steps import FirstOrderSteps
 
-FAST_ROWS = 64
+FAST_ROWS = 48
 """Rows that a step of the fast variants looks at; a count, since that and not the share makes the sampling error."""
 
 
@@ -28,7 +28,7 @@ def locoprop_m(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **opti
     Args:
         model: The network.
         lr: Base learning rate of the local steps, > 0.
-        paper: Whether every local step is over all rows, as in the paper; else those after the first look at 64 rows
+        paper: Whether every local step is over all rows, as in the paper; else those after the first look at 48 rows
             each, which costs a fraction of it.
         options: Further arguments of `LocoProp`.
     """

@@ -71,8 +71,10 @@ class SampledGradients:
         """δ(W̃) - δ(W) of part k."""
         rows, loss = self._problem.rows, self._problem.loss
         a = rows.a[k :: self._parts]
-        if self._dtype == a.dtype and not self._problem.quadratic:
+        if self._dtype == a.dtype:
             moved = x.apply(self._problem.matrix(new[0]), new[1] if len(new) > 1 else self._problem.bias)
+            if self._problem.quadratic:
+                return moved.sub_(a)
         else:
             moved = x.apply(self._displacement(new)).to(a.dtype)
             if len(new) > 1:
