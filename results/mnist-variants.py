@@ -1,0 +1,48 @@
+"""Variants of the local steps on MNIST: rows, number of steps, rates. Prints the train loss after some epochs.
+
+    LOCOBENCH_DATA=... python results/mnist-variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
+
+trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from locobench import data, problems
+from locobench.training import schedule
+from torchloco import FirstOrderSteps, LocoProp
+
+SHOWN = (3, 5, 10, 15, 20, 50, 100)
+torch.set_flush_denormal(True)
+torch.set_num_threads(1)
+images = data.load("mnist").train
+
+
+def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
+    """Train one variant."""
+    options: dict[str, Any] = {key: float(value) for key, value in (part.split("=") for part in variant.split(","))}
+    lr, steps = options.pop("lr"), int(options.pop("steps", 10))
+    if "local_rows" in options:
+        options["local_rows"] = int(options["local_rows"])
+    model = problems.build("standard", "tanh", 784, seed)
+    optimizer = LocoProp(model, lr, local_steps=steps, output="sigmoid", solver=FirstOrderSteps(**options))
+    scheduler = LambdaLR(optimizer, lambda step: schedule(step, of * 60))
+    print(variant, end="", flush=True)
+    for epoch in range(1, epochs + 1):
+        generator = torch.Generator().manual_seed((seed << 20) + epoch)
+        for part in torch.randperm(len(images), generator=generator).split(1000):
+            optimizer.zero_grad()
+            problems.loss(model(images[part]), images[part]).backward()
+            optimizer.step()
+            scheduler.step()
+        if epoch in SHOWN:
+            with torch.no_grad():
+                print(f"  {epoch}: {problems.mean_loss(model, images):.2f}", end="", flush=True)
+    print()
+
+
+for spec in sys.argv[3:]:
+    run(spec, int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,168 @@
+"""LocoProp against AdamW, Muon and SOAP on an MLP, a CNN, a vision transformer and a character GPT.
+
+    python studies/models.py run cnn adamw,muon 1e-3,3e-3 --seeds 0
+    python studies/models.py table
+
+A run is a JSON file in results/models/; one that is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from time import perf_counter
+from typing import Any
+
+import torch
+import typer
+from nets import Problem, build
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.optim import Optimizer
+
+from locobench.pairs import Pair
+from locobench.runfile import write_atomically
+from locobench.settings import machine, versions
+from locobench.training import schedule
+from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer
+
+FOLDER = Path(__file__).resolve().parent.parent / "results" / "models"
+ROWS = 256  # of the fast local steps
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _soap(model: nn.Module, lr: float) -> Optimizer:
+    from pytorch_optimizer import SOAP
+
+    return SOAP(model.parameters(), lr=lr, weight_decay=0.0)
+
+
+def _rest(lr: float = 1e-3) -> Callable[[Any], Optimizer]:
+    return lambda params: torch.optim.AdamW(params, lr=lr)
+
+
+def _loco(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
+    return lambda model, lr: LocoProp(model, lr, output="softmax", fallback=_rest(), **options)
+
+
+def _scaled(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
+    """The rate is γ; what the solver takes itself as a step stays."""
+    return lambda model, lr: LocoProp(model, activation_lr=lr, output="softmax", fallback=_rest(), **options)
+
+
+METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
+    "adamw": lambda model, lr: torch.optim.AdamW(model.parameters(), lr),
+    "muon": lambda model, lr: Pair(model, lambda ps: torch.optim.Muon(ps, lr=lr, weight_decay=0.0), _rest()),
+    "soap": _soap,
+    "locoprop-m": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS)),
+    "locoprop-s": _loco(activation_lr=100.0, loss="squared", solver=FirstOrderSteps(local_rows=ROWS)),
+    "locoprop-m-all": _loco(activation_lr=100.0, solver=FirstOrderSteps(momentum=0.9)),
+    "locoprop-m-48": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=48, momentum=0.9)),
+    "locoprop-m-0.9": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS, momentum=0.9)),
+    "exact": _scaled(loss="squared", solver=Exact(1.0, average=0.9)),
+    "exact-muon": lambda model, lr: LocoProp(
+        model,
+        activation_lr=1000.0,
+        loss="squared",
+        solver=Exact(0.1, average=0.9),
+        outer=OuterOptimizer(torch.optim.Muon, lr=lr, weight_decay=0.0, bias_options={"lr": 1e-3}),
+        output="softmax",
+        fallback=_rest(),
+    ),
+    "exact-adamw": lambda model, lr: LocoProp(
+        model,
+        activation_lr=1000.0,
+        loss="squared",
+        solver=Exact(0.1, average=0.9),
+        outer=OuterOptimizer(torch.optim.AdamW, lr=lr, weight_decay=0.0),
+        output="softmax",
+        fallback=_rest(),
+    ),
+    "exact-momentum": _scaled(
+        loss="squared", solver=Exact(0.1, average=0.9), outer=OuterOptimizer(torch.optim.SGD, lr=0.1, momentum=0.9)
+    ),
+    "exact-bounded": _scaled(loss="squared", solver=Exact(0.1, average=0.9), outer=Bounded(0.02)),
+}
+
+
+@app.command()
+def run(problem: str, methods: str, lrs: str, seeds: str = "0", steps: int = 0, threads: int = 1) -> None:
+    """Train every combination that has no file yet."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    for seed in map(int, seeds.split(",")):
+        for method in methods.split(","):
+            for lr in map(float, lrs.split(",")):
+                path = FOLDER / problem / method / f"{lr:g}-{seed}.json"
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    result = train(build(problem, seed), METHODS[method], lr, seed, steps)
+                    row = {"problem": problem, "method": method, "lr": lr, "seed": seed, **result}
+                    text = json.dumps({**row, "versions": versions(), "machine": machine("cpu")}, allow_nan=False)
+                    write_atomically(path, lambda file, text=text: file.write_text(text + "\n"))
+                    print(path.relative_to(FOLDER), summary(row), flush=True)
+
+
+def train(
+    problem: Problem, method: Callable[[nn.Module, float], Optimizer], lr: float, seed: int, steps: int = 0
+) -> dict[str, Any]:
+    """One training with warm-up and linear decay; it ends early where the loss is not finite."""
+    steps = steps or problem.steps
+    optimizer = method(problem.model, lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
+    losses: list[float] = []
+    seconds = 0.0
+    failure = None
+    for (x, y), _ in zip(problem.batches(seed), range(steps), strict=False):
+        start = perf_counter()
+        optimizer.zero_grad()
+        loss = problem.loss(x, y)
+        if not math.isfinite(loss.item()):
+            failure = "the loss is not finite"
+            break
+        loss.backward()
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            failure = str(error)
+            break
+        scheduler.step()
+        seconds += perf_counter() - start
+        losses.append(round(loss.item(), 5))
+    if hasattr(optimizer, "close"):
+        optimizer.close()
+    result: dict[str, Any] = {"losses": losses, "seconds": seconds, "failure": failure, "optimizer": repr(optimizer)}
+    if failure is None:
+        problem.model.eval()
+        result["test_loss"], result["test_accuracy"] = problem.evaluate(problem.test)
+    return result
+
+
+def summary(row: dict[str, Any]) -> str:
+    """Loss of the last tenth of the steps, and what the test images or windows say."""
+    if row["failure"]:
+        return row["failure"][:60]
+    last = mean(row["losses"][-max(1, len(row["losses"]) // 10) :])
+    return f"train {last:.3f}  test {row['test_loss']:.3f}  {100 * row['test_accuracy']:.1f} %  {row['seconds']:.0f} s"
+
+
+@app.command()
+def table(folder: Path = FOLDER) -> None:
+    """The runs, best of each method first."""
+    rows = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+    for problem in sorted({row["problem"] for row in rows}):
+        drawn = Table("method", "lr", "seed", "result", title=problem)
+        for row in sorted(
+            (r for r in rows if r["problem"] == problem), key=lambda r: (r["method"], r["lr"], r["seed"])
+        ):
+            drawn.add_row(row["method"], f"{row['lr']:g}", str(row["seed"]), summary(row))
+        Console().print(drawn)
+
+
+if __name__ == "__main__":
+    app()
