@@ -101,9 +101,9 @@ def projections(model, inputs):
 
 
 def descended(model, inputs, lr, steps):
-    """Plain gradient steps on Σ ½‖X W̃ᵀ + b̃ - (A - γG)‖² for every call, weights and biases together."""
+    """Plain gradient steps on Σ ½‖X W̃ᵀ + b̃ - (A - γG)‖² over the rows with a G, for every call, weights and biases."""
     model = copy.deepcopy(model)
-    calls = projections(model, inputs)
+    calls = [(name, first, x[g.any(1)], g[g.any(1)]) for name, first, x, g in projections(model, inputs)]
     old = {name: p.detach().clone() for name, p in model.attention.named_parameters()}
     new = {name: p.clone() for name, p in old.items()}
     separate = "q_proj_weight" in old

@@ -237,8 +237,8 @@ def _cost(file: Path, path: Path) -> Path:
     from locobench import cost_plot, prices
     from locobench.runfile import prepare_folder
 
-    if path.is_dir():
-        raise BenchError(f"--out must name the PNG, got the folder {path}")
+    if path.is_dir() or path.suffix.lower() == ".json":
+        raise BenchError(f"--out must name the PNG, got {path}")
     content = prices.read(file)
     prepare_folder(path.parent)
     return cost_plot.save(content, path)
@@ -346,7 +346,7 @@ def speed(
         prepare_folder(out.parent)
         if out.is_dir():
             raise BenchError(f"--out {out} is a folder; name a file in it, such as {out / 'speed.json'}")
-        if out.suffix in (".png", ".md"):
+        if out.suffix.lower() in (".png", ".md"):
             raise BenchError(f"--out must name the JSON, got {out}; table and plot go next to it, as .md and .png")
         settings = {
             "model": model,
@@ -389,7 +389,7 @@ def speed(
         if cost_plot.varying(content):
             written.append(cost_plot.save(content, out.with_suffix(".png")))
         for made in written:
-            console.print(f"written: {made}", highlight=False, soft_wrap=True)
+            console.print(f"written: {made}", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

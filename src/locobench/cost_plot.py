@@ -37,6 +37,9 @@ def save(content: dict[str, Any], path: Path) -> Path:
     keys = varying(content)
     if not keys:
         raise BenchError("nothing to draw: the file has one size only; give `locobench speed` --width 1,2,4")
+    missing = {"model", "activation", "device", "threads"} - content.keys()
+    if missing or not any("trouble" not in row for row in content["prices"]):
+        raise BenchError(f"nothing to draw: the file has no {', '.join(sorted(missing)) or 'prices'}")
     figure = Figure(figsize=(4.6 * len(keys) + 3.2, 5.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]

@@ -1,6 +1,7 @@
 """What steps cost, as it was measured: the numbers, their table and their file."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,7 +197,13 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for row in content["prices"]:
-            row["method"], "trouble" in row or float(row["time_ratio"])
+            if not isinstance(row["method"], str):
+                raise ValueError(f"a method is {row['method']!r}")
+            if "trouble" not in row and not 0 < row["time_ratio"] < math.inf:
+                raise ValueError(f"the price of {row['method']} is {row['time_ratio']!r}")
+            sizes = [row[key] for key in ("width", "depth", "batch_size") if key in row]
+            if not all(isinstance(size, int) and size > 0 for size in sizes):
+                raise ValueError(f"the sizes of {row['method']} are {sizes!r}")
         return content
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -130,8 +130,6 @@ class AttachedLayer:
                 "in the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its "
                 "param group)"
             )
-        if isinstance(x, Dense) and (kept := _with_gradient(g)) is not None:
-            x, a, g = Dense(x.x[kept]), a[kept], g[kept]
         self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, self.memory.get("target", {}))
         return factor
 
@@ -179,6 +177,8 @@ class AttachedLayer:
                 f"layer {self.name!r}: {type(layer).__name__} made {x.n} rows of its input and {len(a)} of its output; "
                 "its inputs() and rows() must agree"
             )
+        if isinstance(x, Dense) and (kept := _with_gradient(g)) is not None:
+            x, a, g = Dense(x.x[kept]), a[kept], g[kept]
         return Piece(x, a, g, call.units)
 
 

@@ -43,7 +43,7 @@ class LocoProp(Optimizer):
     `repr(optimizer)` and `optimizer.layers` say what was decided for every layer; transfer functions that are not given
     are discovered in the first forward pass. A model may be compiled by torch.compile, before or after the optimizer is
     built, but must not have been called compiled before; its first forward pass is then run twice, for discovery.
-    Rows whose G is zero, as padding's is, take no part in the problems of linear layers and attention.
+    Rows whose G is zero, as padding's is, take no part, but in convolutions with a kernel of more than one entry.
 
     Param groups are torch's, with the options `lr`, `activation_lr` and `local_steps`; what `"params"` lists may also
     be modules or layer names. A group with `"fallback": True` goes to the fallback optimizer, with its options.

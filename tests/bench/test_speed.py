@@ -286,3 +286,16 @@ def test_what_cannot_be_done_is_said(arguments: list[str], message: str):
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"method": ["a"]}, {"time_ratio": -1}, {"time_ratio": "nan"}, {"width": "x"}, {"width": 0}],
+    ids=str,
+)
+def test_damaged_prices_are_named(tmp_path, change):
+    row = {"method": "adam", "time_ratio": 1.0, "width": 1, "depth": 1, "batch_size": 1}
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps({"prices": [row, {**row, "width": 2, **change}]}))
+    with pytest.raises(BenchError, match=r"is no file of `locobench speed`"):
+        prices.read(path)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from torchloco import LocoProp
+from torchloco import ConjugateGradient, Exact, LocoProp
 
 LENGTHS = (5, 2, 7, 3)
 
@@ -109,3 +109,37 @@ def test_further_steps_do_not_see_the_padding(loss):
         train(optimizer, model, [padded(length, filling)], steps=1)
         results.append(dict(model.named_parameters()))
     assert_close(*results, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [None, Exact(1.0), ConjugateGradient()], ids=["steps", "exact", "cg"])
+def test_masked_keys_of_cross_attention_do_not_count(solver):
+    """Query, key and value are three problems of different lengths then."""
+    results = []
+    for filling in (0.0, 7.0):
+        torch.manual_seed(0)
+        attention = nn.MultiheadAttention(8, 2, batch_first=True).double()
+        nn.init.normal_(attention.in_proj_bias)
+        optimizer = LocoProp(attention, 1e-2, activation_lr=1.0, loss="squared", solver=solver)
+        query, memory = torch.randn(2, 4, 8).double(), torch.randn(2, 5, 8).double()
+        mask = torch.zeros(2, 5, dtype=torch.bool)
+        mask[:, 3:] = True
+        memory[mask] = filling
+        before = attention.in_proj_weight.detach().clone()
+        for _ in range(2):
+            optimizer.zero_grad()
+            attention(query, memory, memory, key_padding_mask=mask)[0].sub(1).square().sum().backward()
+            optimizer.step()
+        assert not torch.equal(attention.in_proj_weight, before)
+        results.append(dict(attention.named_parameters()))
+    assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+def test_nothing_but_padding():
+    """A batch that asks for nothing changes nothing."""
+    model = Tagger().double()
+    optimizer = LocoProp(model, lr=1e-2, solver=torch.optim.SGD)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x, kept, _ = padded(8, 1.0)
+    (0 * model(x, kept)).sum().backward()
+    optimizer.step()
+    assert_close(dict(model.named_parameters()), before, rtol=0, atol=0)

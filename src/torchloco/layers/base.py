@@ -108,7 +108,8 @@ class Layer(ABC):
         """Let the recorder watch a forward call. Returns the output to use from here on, or None."""
         if not output.requires_grad:
             return None
-        return recorder.record(args[0] if args else next(iter(kwargs.values())), output)
+        x = args[0] if args else kwargs.get("input", next((v for v in kwargs.values() if isinstance(v, Tensor)), None))
+        return None if x is None else recorder.record(x, output)
 
 
 def as_rows(tensor: Tensor) -> Tensor:
