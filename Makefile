@@ -21,7 +21,7 @@ compare: $(READY)
 	$(BIN)/locobench compare --data $(DATA) --epochs $(EPOCHS) $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

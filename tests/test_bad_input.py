@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -101,7 +102,9 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "message"), NAMES, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(
+    ("options", "error", "message"), NAMES, ids=lambda value: re.sub(" at 0x\\w+", "", str(value))[:50]
+)
 def test_arguments(options, error, message, mlp):
     model = mlp()
     with pytest.raises(error, match=message):
