@@ -128,13 +128,14 @@ def mlp() -> nn.Module:
 
 def images(model: nn.Module, count: int = 10_000, batch_size: int = 128, epochs: int = 3) -> Problem:
     """The first training images of Fashion-MNIST; all test images."""
-    path = data._in_users_folder("fashion-mnist")
+    path = data.users_file("fashion-mnist")
     if path is None:
         raise SystemExit("set LOCOBENCH_DATA to the folder of fashion_mnist.npz")
+    pixels = data.load("fashion-mnist")  # verifies the file
     with np.load(path) as arrays:
         parts = [
-            (torch.tensor(arrays[f"x_{n}"])[:, None].float() / 255, torch.tensor(arrays[f"y_{n}"]).long())
-            for n in ("train", "test")
+            (x.view(-1, 1, *pixels.shape), torch.tensor(arrays[name]).long())
+            for x, name in ((pixels.train, "y_train"), (pixels.test, "y_test"))
         ]
     train = (parts[0][0][:count], parts[0][1][:count])
     return Problem(model, train, parts[1], batch_size, steps=epochs * (count // batch_size))

@@ -75,3 +75,12 @@ def same():
         return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
     return check
+
+
+@pytest.fixture
+def one_thread():
+    """For small models: on several threads they wait for each other for minutes on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -5,19 +5,12 @@ import runpy
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 TRAINERS = ("accelerate", "lightning", "transformers")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small models on several threads wait for each other for minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning's own, and of its loaders

@@ -24,7 +24,7 @@ from torchloco import (
     SquaredDistance,
     register_layer,
 )
-from torchloco.layers import is_supported, layers_of
+from torchloco.layers import _kinds, is_supported, layers_of
 from torchloco.layers.dense import LinearLayer
 
 CONVOLUTIONS = [None, nn.Conv1d, nn.Conv2d, nn.Conv3d]
@@ -646,3 +646,36 @@ def test_rows_that_do_not_fit_are_refused(monkeypatch):
     model(torch.randn(5, 6, 4)).square().sum().backward()
     with pytest.raises(RuntimeError, match="Wrong made 5 rows of its input and 30 of its output"):
         optimizer.step()
+
+
+class Table(nn.Module):
+    """Rows of a table, looked up by number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 5, dtype=torch.float64))
+        self.bias = None
+
+    def forward(self, x):
+        return self.weight.t()[x]
+
+
+class TableLayer(Layer):
+    def inputs(self, x, output):
+        return Dense(nn.functional.one_hot(x.flatten(), 5).to(self.weight.dtype))
+
+
+def test_a_layer_may_take_numbers_of_things(monkeypatch):
+    """Its input's dtype is then no precision."""
+    monkeypatch.setitem(_kinds, Table, None)  # forgotten afterwards
+    register_layer(Table, TableLayer)
+    model = nn.Sequential(Table(), nn.Tanh(), nn.Linear(3, 2, dtype=torch.float64))
+    expected = copy.deepcopy(model)
+    x = torch.tensor([[0, 1], [4, 1]])
+    expected(x).square().sum().backward()
+    torch.optim.SGD(expected.parameters(), 0.2).step()
+    optimizer = LocoProp(model, 0.1, activation_lr=2.0, local_steps=1, solver=torch.optim.SGD)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert [info.name for info in optimizer.layers] == ["0", "2"]
+    assert_close(dict(model.named_parameters()), dict(expected.named_parameters()), rtol=1e-14, atol=1e-15)

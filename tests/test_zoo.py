@@ -9,14 +9,7 @@ from torch.testing import assert_close
 from torchloco import LocoProp
 from zoo import ZOO
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small models on several threads wait for each other for seconds on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -55,13 +55,14 @@ def load(name: str, downloads: dict[str, Download] = DOWNLOADS, cache: Path | No
             curves.curves(curves.TRAIN_IMAGES, curves.TRAIN_SEED),
             curves.curves(curves.TEST_IMAGES, curves.TEST_SEED),
         )
-    path = _in_users_folder(name)
+    path = users_file(name)
     if path is not None:
         return _read_npz(path, NPZ_SHA256[name])
     return _images(*fetch(downloads[name], cache or cache_folder()))
 
 
-def _in_users_folder(name: str) -> Path | None:
+def users_file(name: str) -> Path | None:
+    """The data set's file in `$LOCOBENCH_DATA`, None where there is none."""
     folder = os.environ.get("LOCOBENCH_DATA")
     if not folder:
         return None

@@ -113,7 +113,7 @@ class AttachedLayer:
         x, a, g = self.recorder.layer.join([self._piece(capture) for capture in captures])
         assert self.weight.grad is not None
         tensors = [t for c in captures for t in (c.call.x, c.call.a, c.g) if t is not None]
-        dtypes = {t.dtype for t in tensors} | {self.weight.dtype}
+        dtypes = {t.dtype for t in tensors if t.is_floating_point()} | {self.weight.dtype}  # indices round nothing
         coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         exact = coarsest in (torch.float32, torch.float64) and len(dtypes) == 1
         rounded_to = None if torch.finfo(coarsest).eps <= torch.finfo(torch.float32).eps else coarsest

@@ -7,14 +7,7 @@ from torch.nn.utils import parametrizations
 
 from torchloco import LocoProp
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny recurrences on several threads wait for each other for seconds on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Tagger(nn.Module):

@@ -1,4 +1,4 @@
-"""Where the time of a fast LocoProp-M step goes, by torch.profiler: python results/profile-fast.py > FILE"""
+"""Where the time of a fast LocoProp-M step goes, by torch.profiler: python studies/profile_fast.py > FILE"""
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function

@@ -1,6 +1,6 @@
 """Variants of the local steps on MNIST: rows, number of steps, rates. Prints the train loss after some epochs.
 
-    LOCOBENCH_DATA=... python results/mnist-variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
+    LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
 trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread.
 """
