@@ -28,7 +28,7 @@ from locobench.pairs import Pair
 from locobench.runfile import write_atomically
 from locobench.settings import machine, versions
 from locobench.training import schedule
-from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer
+from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer, recipes
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "models"
 ROWS = 256  # of the fast local steps
@@ -64,6 +64,7 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "locoprop-m-all": _loco(activation_lr=100.0, solver=FirstOrderSteps(momentum=0.9)),
     "locoprop-m-48": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=48, momentum=0.9)),
     "locoprop-m-0.9": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS, momentum=0.9)),
+    "spectral": lambda model, lr: recipes.spectral(model, lr, output="softmax", fallback=_rest()),
     "exact": _scaled(loss="squared", solver=Exact(1.0, average=0.9)),
     "exact-muon": lambda model, lr: LocoProp(
         model,

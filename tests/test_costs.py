@@ -5,7 +5,18 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchloco import Anderson, ConjugateGradient, Exact, FirstOrderSteps, LocoProp, Newton, ProximalStep, Size, Solver
+from torchloco import (
+    Anderson,
+    ConjugateGradient,
+    Exact,
+    FirstOrderSteps,
+    LocoProp,
+    Newton,
+    ProximalStep,
+    Size,
+    Solver,
+    Spectral,
+)
 
 SIZES = [Size(1000, 50, 40, True), Size(1000, 50, 40, False), Size(20, 500, 300, True), Size(1000, 784, 1000, False)]
 
@@ -64,7 +75,7 @@ def test_the_count_is_what_is_computed(solver, loss, rows):
 
 
 def test_costs_are_monotone_in_every_dimension():
-    for solver in (FirstOrderSteps(), Exact(), ConjugateGradient(), Anderson(), Newton(), ProximalStep()):
+    for solver in (FirstOrderSteps(), Exact(), ConjugateGradient(), Anderson(), Newton(), ProximalStep(), Spectral()):
         for size in SIZES:
             cost = solver.multiply_adds(size, 10)
             for bigger in (

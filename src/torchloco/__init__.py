@@ -15,6 +15,7 @@ from torchloco.registry import register_transfer
 from torchloco.regularizers import Regularizer, RelativeEntropy, SquaredDistance, WeightDecay
 from torchloco.rmsprop import RMSProp
 from torchloco.solvers import ProximalStep, Solver, Task
+from torchloco.spectral import Spectral
 from torchloco.steps import FirstOrderSteps
 from torchloco.targets import (
     GradientTarget,
@@ -59,6 +60,7 @@ __all__ = [
     "RelativeEntropy",
     "Size",
     "Solver",
+    "Spectral",
     "SquaredDistance",
     "SquaredLoss",
     "Target",

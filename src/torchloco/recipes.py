@@ -16,6 +16,7 @@ from torchloco.exact import ConjugateGradient, Exact
 from torchloco.optimizer import LocoProp
 from torchloco.regularizers import RelativeEntropy, SquaredDistance
 from torchloco.solvers import ProximalStep
+from torchloco.spectral import Spectral
 from torchloco.steps import FirstOrderSteps
 
 FAST_ROWS = 48
@@ -116,6 +117,20 @@ def foof(model: nn.Module, lr: float, damping: float, **options: Any) -> LocoPro
         options: Further arguments of `LocoProp`.
     """
     return LocoProp(model, activation_lr=lr, loss="squared", solver=Exact(damping, relative=False), **options)
+
+
+def spectral(model: nn.Module, lr: float = 0.01, momentum: float = 0.95, **options: Any) -> LocoProp:
+    """Steepest descent in the spectral norm of the pre-activations: Muon that knows its inputs (see `Spectral`).
+
+    What to begin with for convolutional networks and transformers; what is no layer goes to `fallback`.
+
+    Args:
+        model: The network.
+        lr: Root mean square by which a step moves each pre-activation, > 0; search 0.003 to 0.03.
+        momentum: Of the gradients, in [0, 1).
+        options: Further arguments of `LocoProp`.
+    """
+    return LocoProp(model, lr, solver=Spectral(momentum), **options)
 
 
 def implicit_sgd(model: nn.Module, lr: float, **options: Any) -> LocoProp:

@@ -204,7 +204,7 @@ def split(matrix: Tensor, task: Task) -> list[Tensor]:
     return [problem.shaped(weight), matrix[:, -1]]
 
 
-def move(task: Task, change: Tensor) -> None:
-    """Add a change of weight and bias, times what a scheduler has made of their learning rates."""
-    for p, delta, scale in zip(task.params, split(change, task), task.scales, strict=False):
-        p.add_(delta, alpha=scale)
+def move(task: Task, change: Tensor, factors: Sequence[float] | None = None) -> None:
+    """Add a change of weight and bias, times a factor each: by default what a scheduler has made of their rates."""
+    for p, delta, factor in zip(task.params, split(change, task), factors or task.scales, strict=False):
+        p.add_(delta, alpha=factor)
