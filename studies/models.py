@@ -2,6 +2,7 @@
 
     python studies/models.py run cnn adamw,muon 1e-3,3e-3 --seeds 0
     python studies/models.py table
+    python studies/models.py prices cnn muon,soap,spectral
 
 A run is a JSON file in results/models/; one that is there is not repeated.
 """
@@ -12,7 +13,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
+from locobench.memory import peak_bytes, state_bytes
 from locobench.pairs import Pair
 from locobench.runfile import write_atomically
 from locobench.settings import machine, versions
@@ -153,9 +155,56 @@ def summary(row: dict[str, Any]) -> str:
 
 
 @app.command()
+def prices(problem: str, methods: str, rounds: int = 7, threads: int = 2) -> None:
+    """Time and memory of a step ÷ AdamW's, in turns in one process; to results/models/prices-PROBLEM.json."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    names = ["adamw", *(name for name in methods.split(",") if name != "adamw")]
+    steps = {name: _stepper(build(problem, 0), METHODS[name]) for name in names}
+    for step, _ in steps.values():
+        for _ in range(3):
+            step()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, (step, _) in steps.items():
+            start = perf_counter()
+            for _ in range(10):  # SOAP renews its factors in every tenth
+                step()
+            seconds[name].append((perf_counter() - start) / 10)
+    rows = {}
+    for name, (step, optimizer) in steps.items():
+        ratios = [a / b for a, b in zip(seconds[name], seconds["adamw"], strict=True)]
+        peak = peak_bytes(step, torch.device("cpu"))
+        state = state_bytes(optimizer)
+        rows[name] = {
+            "milliseconds": 1e3 * median(seconds[name]),
+            "ratio": median(ratios),
+            "state": state,
+            "peak": peak,
+        }
+        print(name, rows[name], flush=True)
+    about = {"problem": problem, "threads": threads, "versions": versions(), "machine": machine("cpu"), "methods": rows}
+    text = json.dumps(about, indent=1) + "\n"
+    write_atomically(FOLDER / f"prices-{problem}.json", lambda file: file.write_text(text))
+
+
+def _stepper(problem: Problem, method: Callable[[nn.Module, float], Optimizer]) -> tuple[Callable[[], None], Optimizer]:
+    """A function that takes one step on the first batch, always the same one, and the optimizer that it uses."""
+    optimizer = method(problem.model, 1e-4)
+    x, y = next(problem.batches(0))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        problem.loss(x, y).backward()
+        optimizer.step()
+
+    return step, optimizer
+
+
+@app.command()
 def table(folder: Path = FOLDER) -> None:
     """The runs, best of each method first."""
-    rows = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*.json"))]
     for problem in sorted({row["problem"] for row in rows}):
         drawn = Table("method", "lr", "seed", "result", title=problem)
         for row in sorted(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from torchloco import LocoProp
+from torchloco import LocoProp, recipes
 from zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +52,13 @@ def test_trains_out_of_the_box(name):
     assert losses[-1] < losses[0]
     still = [n for n, p in problem.model.named_parameters() if p.grad is not None and torch.equal(p, before[n])]
     assert not [n for n in still if problem.model.get_parameter(n).grad.any()]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_trains_by_spectral_steps(name):
+    problem = build(name)
+    losses = train(problem, recipes.spectral(problem.model, output=problem.output), 30)
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("loss", ["matching", "squared"])

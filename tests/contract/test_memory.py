@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchloco import LocoProp
+from torchloco import LocoProp, recipes
 
 
 def live_tensors():
@@ -96,6 +96,41 @@ def test_nothing_grows_over_the_steps(batches, train):
     count, size = len(live_tensors()), state_bytes(dict(optimizer.state))
     assert size > 0
     train(model, optimizer, data * 50)
+    assert state_bytes(dict(optimizer.state)) == size
+    assert len(live_tensors()) == count
+
+
+class Mixer(nn.Module):
+    """A convolution, attention and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 2, stride=2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).mT
+        return self.head(tokens + self.attention(tokens, tokens, tokens)[0]).mean(1)
+
+
+@pytest.mark.parametrize("make", [LocoProp, recipes.spectral], ids=["steps", "spectral"])
+def test_nothing_grows_over_200_steps_of_convolutions_and_attention(make):
+    torch.manual_seed(0)
+    model = Mixer()
+    optimizer = make(model, lr=1e-3)
+    x, y = torch.randn(4, 1, 6, 6), torch.randint(3, (4,))
+
+    def train(steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    train(5)
+    count, size = len(live_tensors()), state_bytes(dict(optimizer.state))
+    assert size > 0
+    train(200)
     assert state_bytes(dict(optimizer.state)) == size
     assert len(live_tensors()) == count
 
