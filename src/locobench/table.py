@@ -10,6 +10,7 @@ from rich.table import Table
 
 from locobench import plots
 from locobench.methods import METHODS, Method
+from locobench.methods.method import written
 from locobench.prices import read_prices
 from locobench.runfile import Row, RunFile, read_folder, write_atomically
 
@@ -175,6 +176,8 @@ def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[
     known = [METHODS[run.config["method"]] for run in runs if run.config["method"] in METHODS]
     notes.append("; ".join(f"{method.label}: {method.note}" for method in known) + ".")
     for run in runs:
+        if run.config["params"]:
+            notes.append(f"{label(run)} with {written(run.config['params'])}.")
         if run.diverged:
             last = run.rows[-1]
             reason = last.get("message", "no reason recorded")
