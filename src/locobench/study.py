@@ -14,7 +14,7 @@ from locobench.choices import TierName
 from locobench.errors import BenchError
 from locobench.proposals import Point
 from locobench.runfile import prepare_folder, write_atomically
-from locobench.settings import PROTOCOL, Settings, at_least, default_threads, machine, versions
+from locobench.settings import PROTOCOL, Settings, at_least, default_threads, machine, use_device, versions
 from locobench.spaces import Space
 
 TIERS: dict[TierName, dict[str, Any]] = {
@@ -151,9 +151,10 @@ def open_study(folder: Path, wanted: Mapping[str, Any], tier: TierName | None, w
             content["threads"] = max(1, default_threads() // workers)
         at_least(1, trials=content["trials"])
         content |= {"sampler": proposals.SAMPLER, "pruner": proposals.PRUNER, "protocol": PROTOCOL}
-        content |= {"versions": versions(), "machine": machine(content["device"]), "spaces": {}, "widened": {}}
         study = Study(folder, content)
         study.settings("sgd", {"lr": 1.0})  # checks its numbers
+        use_device(content["device"], content["threads"])
+        content |= {"versions": versions(), "machine": machine(content["device"]), "spaces": {}, "widened": {}}
         return _save(folder, content)
 
 

@@ -84,7 +84,7 @@ def tune(
         try:
             from locobench import tune as job
         except ModuleNotFoundError as error:
-            raise BenchError(f"tune needs {error.name}: pip install optuna filelock") from None
+            raise BenchError(f"tune needs {error.name}: pip install optuna sqlalchemy filelock") from None
         from locobench.methods import find_all
         from locobench.settings import at_least
         from locobench.study import TIERS, open_study
