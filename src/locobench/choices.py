@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 DataName = Literal["curves", "mnist", "fashion-mnist", "usps"]
+TierName = Literal["smoke", "short", "paper"]
 ModelName = Literal["standard", "deep", "wide", "wide4"]
 Activation = Literal["tanh", "relu"]
 
@@ -14,6 +15,9 @@ FigureName = Literal["local-losses", "second-order", "speed"]
 # The methods that are compared unless others are named, and the others.
 MAIN_METHODS = ("locoprop-m", "locoprop-s", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam")
 MORE_METHODS = (
+    "adamw",
+    "nadam",
+    "schedule-free",
     "locoprop-m-fast",
     "locoprop-s-fast",
     "locoprop-s-bf16",
@@ -31,5 +35,28 @@ MORE_METHODS = (
     "soap",
     "shampoo",
     "kfac",
+    "foof-curvlinops",
+)
+# Those of the full study, each from a well-kept library; tuned in this order.
+STUDY_METHODS = (
+    "locoprop-m-fast",
+    "adam",
+    "rmsprop-tf",
+    "locoprop-m",
+    "rmsprop",
+    "momentum",
+    "soap",
+    "shampoo",
+    "kfac",
+    "muon",
+    "nesterov",
+    "adagrad",
+    "sgd",
+    "adamw",
+    "nadam",
+    "schedule-free",
+    "locoprop-s",
+    "locoprop-s-exact",
+    "foof-curvlinops",
 )
 SPEED_ONLY = ("locoprop-pypi",)

@@ -1,7 +1,6 @@
 """The `locobench` command. What it imports at once is light: `--help` should not wait for torch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +10,16 @@ from rich.console import Console
 from locobench import __version__
 from locobench.choices import MAIN_METHODS, MORE_METHODS, SPEED_ONLY, Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
+from locobench.plain_errors import plain_errors as _plain_errors
+from locobench.tune_command import tune
 
 if TYPE_CHECKING:
     from locobench.methods import Method
 
-METHODS_HELP = f"{', '.join(MAIN_METHODS)} (together: main); others: {', '.join(MORE_METHODS)}; all for both"
+METHODS_HELP = (
+    f"{', '.join(MAIN_METHODS)} (together: main); others: {', '.join(MORE_METHODS)}; all for both, study for those "
+    "that tune searches unless told otherwise"
+)
 
 app = typer.Typer(
     name="locobench",
@@ -55,6 +59,7 @@ def root(
 
 @app.command()
 def compare(
+    context: typer.Context,
     data: Annotated[
         DataName,
         typer.Option(
@@ -75,6 +80,15 @@ def compare(
             metavar="METHOD=VALUE",
             help="Base learning rate of a method instead of its default; may be repeated. "
             "Example: --lr adam=3e-4 --lr sgd=0.01",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="METHOD.NAME=VALUE",
+            help="Another hyperparameter of a method instead of its default; may be repeated. "
+            "Example: --set adam.beta1=0.8",
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 6,
@@ -106,6 +120,15 @@ def compare(
             help="Folder for the results; made if missing. Default: runs/DATA-MODEL-ACTIVATION-EPOCHS-seedSEED.",
         ),
     ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="STUDY",
+            help="A folder of `locobench tune`: train its methods (or --methods) with their best settings on fresh "
+            "seeds, into STUDY/best.",
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="--tuned: comma-separated, other ones than tune had.")] = "1,2,3",
 ) -> None:
     """Train the autoencoder with each method; end with a table and two plots.
 
@@ -114,8 +137,16 @@ def compare(
     what is finished.
 
     Example: locobench compare --data mnist --methods locoprop-m,adam --epochs 10
+
+    Example: locobench compare --tuned runs/study --seeds 1,2,3
     """
     with _plain_errors(resumable=True):
+        given = [name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+        if tuned is not None:
+            _compare_tuned(tuned, seeds, methods if "methods" in given else None, given)
+            return
+        if "seeds" in given:
+            raise BenchError("--seeds goes with --tuned; use --seed")
         from locobench import compare as job
         from locobench.methods import find_all
         from locobench.settings import Settings, at_least, default_threads
@@ -123,9 +154,11 @@ def compare(
         at_least(1, epochs=epochs)
         chosen = find_all(methods)
         lrs = job.parse_lrs(lr or [])
-        idle = [name for name in lrs if name not in {method.name for method in chosen}]
-        if idle:
-            raise BenchError(f"--lr is given for {', '.join(idle)}, which --methods leaves out")
+        params = job.parse_params(set_ or [])
+        for option, given in (("--lr", list(lrs)), ("--set", list(params))):
+            idle = [name for name in given if name not in {method.name for method in chosen}]
+            if idle:
+                raise BenchError(f"{option} is given for {', '.join(idle)}, which --methods leaves out")
         folder = out or Path("runs") / f"{data}-{model}-{activation}-{epochs}-seed{seed}"
         absent = [method for method in chosen if method.missing is not None]
         if len(absent) == len(chosen):
@@ -144,12 +177,24 @@ def compare(
                 seed=seed,
                 device=device,
                 threads=default_threads() if threads is None else threads,
+                params=params.get(method.name, {}),
             )
             for method in chosen
             if method not in absent
         ]
         job.compare(all_settings, folder, Console())
         _show(folder, absent=absent)
+
+
+def _compare_tuned(folder: Path, seeds: str, methods: str | None, given: Sequence[str]) -> None:
+    others = [name for name in given if name not in ("tuned", "seeds", "methods")]
+    if others:
+        options = ", ".join("--" + name.strip("_").replace("_", "-") for name in others)
+        raise BenchError(f"{options} cannot be given with --tuned: the study decides")
+    from locobench.settings import whole_numbers
+    from locobench.tuned import compare_tuned
+
+    compare_tuned(folder, whole_numbers("seeds", seeds), methods, Console())
 
 
 @app.command()
@@ -392,16 +437,19 @@ def speed(
             console.print(f"written: {made}", highlight=False, markup=False, soft_wrap=True)
 
 
+app.command()(tune)
+
+
 def main() -> None:
     """Entry point of the command."""
     app()
 
 
 def _show(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence["Method"] = ()) -> None:
-    from locobench.report import report
+    from locobench import table
 
     console = Console()
-    drawn = report(folder, best=best, speed=speed, absent=absent)
+    drawn = table.draw(folder, best=best, speed=speed, absent=absent)
     console.print()
     console.print(drawn.table)
     for note in drawn.notes:
@@ -409,20 +457,3 @@ def _show(folder: Path, *, best: bool = False, speed: Path | None = None, absent
     for file in drawn.files:
         # One path a line, never wrapped: to be copied or clicked.
         console.print(f"written: {file}", highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _plain_errors(resumable: bool = False) -> Iterator[None]:
-    """Errors of the user's as one line and exit code 2, Ctrl-C as 130; bugs keep their traceback."""
-    try:
-        yield
-    except BenchError as error:
-        typer.echo(f"locobench: {error}", err=True)
-        raise typer.Exit(2) from None
-    except OSError as error:  # a full disk, say
-        typer.echo(f"locobench: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        hint = "; finished epochs are kept, the same command continues" if resumable else ""
-        typer.echo(f"\nlocobench: interrupted{hint}", err=True)
-        raise typer.Exit(130) from None

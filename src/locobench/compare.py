@@ -18,10 +18,10 @@ from rich.progress import (
 from locobench import data
 from locobench.errors import BenchError
 from locobench.methods import METHODS, find
-from locobench.report import label
 from locobench.runfile import Row, RunFile, locked, prepare_folder
 from locobench.runs import carry_out, open_run
 from locobench.settings import Settings, use_device
+from locobench.table import label
 
 
 def compare(all_settings: list[Settings], folder: Path, console: Console) -> list[RunFile]:
@@ -44,6 +44,7 @@ def compare(all_settings: list[Settings], folder: Path, console: Console) -> lis
 def _carry_out_all(all_settings: list[Settings], folder: Path, console: Console) -> list[RunFile]:
     first = all_settings[0]
     for settings in all_settings:
+        find(settings.method).check(settings.lr, settings.params)
         open_run(settings, folder)
     images = data.load(first.data)
     if first.train_size is not None:
@@ -66,6 +67,21 @@ def parse_lrs(options: list[str]) -> dict[str, float]:
         except ValueError:
             raise BenchError(f"--lr {option!r} is not of the form METHOD=NUMBER, such as adam=1e-3") from None
     return lrs
+
+
+def parse_params(options: list[str]) -> dict[str, dict[str, float]]:
+    """The hyperparameters of `--set METHOD.NAME=VALUE` options, by method and name."""
+    params: dict[str, dict[str, float]] = {}
+    for option in options:
+        place, _, value = option.partition("=")
+        method, _, name = place.partition(".")
+        try:
+            params.setdefault(find(method.strip()).name, {})[name.strip()] = float(value)
+        except ValueError:
+            raise BenchError(
+                f"--set {option!r} is not of the form METHOD.NAME=NUMBER, such as adam.beta1=0.8"
+            ) from None
+    return params
 
 
 class _Display(AbstractContextManager["_Display"]):

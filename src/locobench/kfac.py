@@ -26,6 +26,7 @@ class KFAC(Optimizer):
         clip: Largest lr² · ⟨direction, gradient⟩ of a step, with the direction before momentum; infinite for none.
         every: Steps from one renewal of factors and inverses to the next.
         decay: Of the running averages, which are plain means at first.
+        fisher: curvlinops' name for the kind of B: `mc` as above, or `forward-only` for the identity, which is FOOF.
     """
 
     def __init__(
@@ -38,11 +39,14 @@ class KFAC(Optimizer):
         clip: float = 1e-2,
         every: int = 10,
         decay: float = 0.95,
+        fisher: str = "mc",
     ) -> None:
         options = {"lr": lr, "damping": damping, "momentum": momentum, "clip": clip}
         options |= {"every": every, "decay": decay}
         super().__init__(model.parameters(), options)
-        self._model = model
+        if fisher != "mc":
+            self.defaults["fisher"] = fisher  # of the class, not of a group: it cannot change later
+        self._model, self._fisher = model, fisher
         self._layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         self.param_groups[0]["steps"] = 0
 
@@ -85,6 +89,7 @@ class KFAC(Optimizer):
             [(batch, batch)],
             check_deterministic=False,
             seed=group["steps"],
+            fisher_type=self._fisher,
             num_per_example_loss_terms=1,
             separate_weight_and_bias=False,
             num_data=len(batch),
@@ -93,7 +98,9 @@ class KFAC(Optimizer):
         found = factors.state_dict()
         decay = min(1 - 1 / (group["steps"] // group["every"] + 1), group["decay"])
         for name, layer in self._layers.items():
-            a, b = found["input_covariances"][name], found["gradient_covariances"][name].div_(len(batch))
+            a, b = found["input_covariances"][name], found["gradient_covariances"][name]
+            if self._fisher != "forward-only":
+                b.div_(len(batch))
             state = self.state[layer.weight]
             if decay:
                 a.lerp_(state["a"], decay)

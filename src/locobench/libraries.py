@@ -40,4 +40,5 @@ CURVLINOPS = Library(
     "curvlinops",
     "pip install --no-deps curvlinops-for-pytorch einconv einops linear_operator opt_einsum scipy tqdm",
 )
+SCHEDULEFREE = Library("schedulefree", "pip install schedulefree")
 LOCOPROP = Library("locoprop", "pip install locoprop==0.1.0")

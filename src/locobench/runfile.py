@@ -75,6 +75,7 @@ def read(path: Path) -> RunFile:
         rows.append(row)
     if not rows:
         raise BenchError(f"{path} is empty; delete it to begin this run anew")
+    rows[0].setdefault("params", {})  # files of before hyperparameters could be set
     return RunFile(path, rows[0], rows[1:])
 
 
@@ -89,7 +90,7 @@ def _check_config(row: Row) -> None:
     for key in ("epochs", "steps_per_epoch"):
         if not isinstance(row.get(key, 1), int) or row.get(key, 1) < 1:
             raise ValueError(f"{key} should be a whole number of at least 1, is {row[key]!r}")
-    for key in ("machine", "versions"):
+    for key in ("machine", "versions", "params"):
         if not isinstance(row.get(key, {}), dict):
             raise ValueError(f"{key} should be an object, is {row[key]!r}")
     if not isinstance(row.get("lr", 1.0), int | float):

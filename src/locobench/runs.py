@@ -22,9 +22,9 @@ class Watcher(Protocol):
         """An epoch ended, or (not `fresh`) was found in the file of an earlier call."""
 
 
-def open_run(settings: Settings, folder: Path) -> RunFile | None:
-    """The run of that method in the folder, or None; an error if its settings are other ones."""
-    path = folder / f"{settings.method}.jsonl"
+def open_run(settings: Settings, folder: Path, name: str | None = None) -> RunFile | None:
+    """The run of that method (or of that name) in the folder, or None; an error if its settings are other ones."""
+    path = _path(settings, folder, name)
     if not path.exists():
         return None
     run = read(path)
@@ -35,17 +35,26 @@ def open_run(settings: Settings, folder: Path) -> RunFile | None:
     return run
 
 
-def carry_out(settings: Settings, images: Images, folder: Path, watcher: Watcher | None = None) -> RunFile:
+def carry_out(
+    settings: Settings, images: Images, folder: Path, watcher: Watcher | None = None, name: str | None = None
+) -> RunFile:
     """Do a run, or what is left of it.
 
     Nothing is repeated that the folder already holds: a finished run is returned as it is, an interrupted one
     goes on after the last epoch it finished and gives the losses that it would have given in one go.
+
+    Args:
+        settings: Of the run.
+        images: Its data.
+        folder: For its file.
+        watcher: Is told of steps and epochs.
+        name: Of the file, without its suffix; by default the method's.
     """
-    run = open_run(settings, folder)
+    run = open_run(settings, folder, name)
     if run is None or not run.finished:
         training = Training(settings, images)
         if run is None:
-            run = RunFile(folder / f"{settings.method}.jsonl", _config(settings, training, images), [])
+            run = RunFile(_path(settings, folder, name), _config(settings, training, images), [])
             run.checkpoint.unlink(missing_ok=True)  # of a run whose file was deleted: to begin it anew
         _refuse_differences(run, {"optimizer": training.options()}, run.config)
         _resume(run, training)
@@ -56,6 +65,10 @@ def carry_out(settings: Settings, images: Images, folder: Path, watcher: Watcher
         _report(run.rows, watcher)
     run.checkpoint.unlink(missing_ok=True)
     return run
+
+
+def _path(settings: Settings, folder: Path, name: str | None) -> Path:
+    return folder / f"{name or settings.method}.jsonl"
 
 
 def _train(run: RunFile, training: Training, watcher: Watcher | None) -> None:

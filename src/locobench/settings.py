@@ -2,7 +2,9 @@
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class Settings:
         device: To train on, such as `cpu` or `cuda`.
         threads: That torch uses on the CPU.
         protocol: Version of the benchmark's rules.
+        params: The optimizer's hyperparameters besides `lr`, where they are not the method's defaults.
     """
 
     method: str
@@ -48,6 +51,7 @@ class Settings:
     device: str
     threads: int
     protocol: int = PROTOCOL
+    params: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, threads=self.threads)
@@ -59,6 +63,9 @@ class Settings:
             raise BenchError(f"the learning rate of {self.method} must be a positive number, got {self.lr}")
         if self.lr > 1e38:
             raise BenchError(f"the learning rate of {self.method} must be at most 1e38, got {self.lr}")
+        for name, value in self.params.items():
+            if not isfinite(value):
+                raise BenchError(f"{name} of {self.method} must be a finite number, got {value}")
         if self.seed >= 1 << 31:
             raise BenchError(f"--seed must be below 2147483648, got {self.seed}")
         if self.threads > 4096:

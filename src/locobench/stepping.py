@@ -1,5 +1,8 @@
 """One step of training: what the benchmark times."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,6 +29,20 @@ def plain_step(model: nn.Module, optimizer: Optimizer, batch: Tensor) -> Tensor:
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
+
+
+@contextmanager
+def evaluating(optimizer: Optimizer) -> Iterator[None]:
+    """Let the model have the weights that are evaluated, where an optimizer trains at others."""
+    to_evaluation, to_training = (getattr(optimizer, mode, None) for mode in ("eval", "train"))
+    if to_evaluation is None or to_training is None:
+        yield
+        return
+    to_evaluation()
+    try:
+        yield
+    finally:
+        to_training()
 
 
 def synchronize(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Callable
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -15,22 +16,13 @@ from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.methods import Method, find
 from locobench.settings import Settings, use_device
-from locobench.stepping import close, synchronize, take_step
+from locobench.stepping import close, evaluating, synchronize, take_step
 
-WARM_UP = 0.05  # share of the schedule
 _REFUSAL = re.compile("finite|diverge|overflow", re.IGNORECASE)  # how an optimizer words it
 
 
 class Diverged(Exception):
     """The loss is not a finite number any more, or the optimizer refused a step because of that."""
-
-
-def schedule(step: int, steps: int) -> float:
-    """Factor on the base learning rate: linear warm-up over the first 5 % of the steps, linear decay to 0."""
-    warm_up = max(1, round(WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return max(0.0, (steps - step) / max(1, steps - warm_up))
 
 
 class Training:
@@ -69,20 +61,21 @@ class Training:
             Diverged: When a loss is not finite or the optimizer refuses to step for such a reason.
         """
         order = self._seed_epoch(self.epoch)
-        lr = self.settings.lr * schedule(self.epoch * self.steps_per_epoch, self._schedule_steps)
+        lr = self.settings.lr * self._method.schedule(self.epoch * self.steps_per_epoch, self._schedule_steps)
         for step in range(self.steps_per_epoch):
             batch = order[step * self.settings.batch_size :][: self.settings.batch_size]
             loss = self._timed_step(self.train[batch.to(self.device)])
             if on_step is not None:
                 on_step(loss)
-        row = {
-            "method": self.settings.method,
-            "epoch": self.epoch + 1,
-            "seconds": self.seconds,
-            "train_loss": self._evaluate("train", self.train),
-            "test_loss": self._evaluate("test", self.test),
-            "lr": lr,
-        }
+        with evaluating(self.optimizer):
+            row = {
+                "method": self.settings.method,
+                "epoch": self.epoch + 1,
+                "seconds": self.seconds,
+                "train_loss": self._evaluate("train", self.train),
+                "test_loss": self._evaluate("test", self.test),
+                "lr": lr,
+            }
         self.epoch += 1
         return row
 
@@ -123,7 +116,7 @@ class Training:
             if hasattr(self.optimizer, part):
                 found[part] = repr(getattr(self.optimizer, part))
         return {
-            key: list(value) if isinstance(value, tuple) else value
+            key: list(value) if isinstance(value, tuple) else str(value) if value == inf else value
             for key, value in found.items()
             if value is None or isinstance(value, str | int | float | bool | tuple)
         }
@@ -137,8 +130,8 @@ class Training:
         settings = self.settings
         pixels = self.train.shape[1]
         model = problems.build(settings.model, settings.activation, pixels, settings.seed).to(self.device)
-        optimizer = self._method.build(model, settings.lr)
-        return model, optimizer, LambdaLR(optimizer, lambda step: schedule(step, self._schedule_steps))
+        optimizer = self._method.build(model, settings.lr, **settings.params)
+        return model, optimizer, LambdaLR(optimizer, lambda step: self._method.schedule(step, self._schedule_steps))
 
     @property
     def _schedule_steps(self) -> int:

@@ -143,6 +143,11 @@ def test_unknown_data_and_model():
         (["--lr", "adam=-1"], "learning rate of adam must be a positive number, got -1.0"),
         (["--lr", "adm=1"], "did you mean 'adam'?"),
         (["--lr", "sgd=1", "--methods", "adam"], "--lr is given for sgd, which --methods leaves out"),
+        (["--set", "adam=1"], "unknown hyperparameter '' of adam; it has: beta1, beta2"),
+        (["--set", "adam.beta1"], "--set 'adam.beta1' is not of the form METHOD.NAME=NUMBER"),
+        (["--set", "adam.beta1=inf"], "beta1 of adam must be a finite number"),
+        (["--set", "soap.beta1=1"], "--set is given for soap, which --methods leaves out"),
+        (["--seeds", "1"], "--seeds goes with --tuned; use --seed"),
         (["--methods", ","], "no method named"),
     ],
 )

@@ -15,8 +15,9 @@ from locobench import runfile, runs
 from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.runfile import Row, RunFile
+from locobench.schedules import constant, linear_decay
 from locobench.settings import Settings
-from locobench.training import Training, schedule
+from locobench.training import Training
 
 SETTINGS = Settings(
     method="adam",
@@ -209,12 +210,13 @@ def test_every_method_starts_and_shuffles_alike():
 
 
 def test_the_schedule_rises_over_5_percent_and_falls_to_0():
-    factors = [schedule(step, 200) for step in range(201)]
+    factors = [linear_decay(step, 200) for step in range(201)]
     assert factors[:10] == [pytest.approx((n + 1) / 10) for n in range(10)]
     assert factors[10] == 1
     assert factors[105] == pytest.approx(0.5)
     assert factors[200] == 0
-    assert schedule(0, 1) == 1, "even a single step trains"
+    assert linear_decay(0, 1) == constant(0, 1) == 1, "even a single step trains"
+    assert [constant(step, 200) for step in range(200)] == [*factors[:10], *[1.0] * 190]
 
 
 @pytest.mark.parametrize(

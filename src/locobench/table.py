@@ -10,6 +10,7 @@ from rich.table import Table
 
 from locobench import plots
 from locobench.methods import METHODS, Method
+from locobench.methods.method import written
 from locobench.prices import read_prices
 from locobench.runfile import Row, RunFile, read_folder, write_atomically
 
@@ -20,7 +21,7 @@ _PRICED = ("method", "lr", "train", "test", "÷ Adam", "price", "epochs")
 
 
 @dataclass(frozen=True)
-class Report:
+class Drawn:
     """What was written and what to print.
 
     Attributes:
@@ -34,7 +35,7 @@ class Report:
     files: list[Path]
 
 
-def report(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence[Method] = ()) -> Report:
+def draw(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence[Method] = ()) -> Drawn:
     """Read the runs in a folder and the folders in it, draw `table.md`, `epochs.png` and `seconds.png` into it.
 
     Args:
@@ -55,7 +56,7 @@ def report(folder: Path, *, best: bool = False, speed: Path | None = None, absen
     lines += [(method.label, *dashes, f"not installed: {method.missing}") for method in absent]
     markdown = folder / "table.md"
     write_atomically(markdown, lambda file: file.write_text(_markdown(headings, lines, notes), encoding="utf-8"))
-    return Report(_table(headings, lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
+    return Drawn(_table(headings, lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
 
 
 def label(run: RunFile) -> str:
@@ -175,6 +176,8 @@ def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[
     known = [METHODS[run.config["method"]] for run in runs if run.config["method"] in METHODS]
     notes.append("; ".join(f"{method.label}: {method.note}" for method in known) + ".")
     for run in runs:
+        if run.config["params"]:
+            notes.append(f"{label(run)} with {written(run.config['params'])}.")
         if run.diverged:
             last = run.rows[-1]
             reason = last.get("message", "no reason recorded")

@@ -1,0 +1,159 @@
+"""LocoProp's variants, and known algorithms as its special cases."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from locobench.methods.method import Method
+from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, recipes
+
+
+def _rmsprop_steps(
+    model: nn.Module, lr: float, loss: str, momentum: float, activation_lr: float, **solver: Any
+) -> LocoProp:
+    """LocoProp with the paper's RMSProp in its local steps."""
+    steps = FirstOrderSteps(momentum=momentum, **solver)
+    return LocoProp(model, lr, loss=loss, activation_lr=activation_lr, solver=steps, output="sigmoid")
+
+
+LOCOPROP_METHODS = [
+    Method(
+        "locoprop-m",
+        "LocoProp-M",
+        lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
+            model, lr, "matching", momentum, activation_lr
+        ),
+        lr=3e-5,
+        searched={"curves": 1e-4},
+        cost=7.5,
+        note="matching loss, activation lr 10, 10 local steps of RMSProp with momentum 0.999",
+    ),
+    Method(
+        "locoprop-s",
+        "LocoProp-S",
+        lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
+            model, lr, "squared", momentum, activation_lr
+        ),
+        lr=1e-4,
+        searched={"curves": 3e-4},
+        cost=7.5,
+        note="squared loss, activation lr 10, 10 local steps of RMSProp with momentum 0.999",
+    ),
+    Method(
+        "locoprop-m-fast",
+        "LocoProp-M, fast",
+        lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
+            model, lr, "matching", momentum, activation_lr, local_rows=recipes.FAST_ROWS
+        ),
+        lr=4e-5,
+        searched={"curves": 1e-4},
+        cost=2.0,
+        note="as locoprop-m, each local step after the first over 48 of the rows",
+    ),
+    Method(
+        "locoprop-s-fast",
+        "LocoProp-S, fast",
+        lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
+            model, lr, "squared", momentum, activation_lr, local_rows=recipes.FAST_ROWS
+        ),
+        lr=3e-4,
+        searched={"curves": 3e-4},
+        cost=2.0,
+        note="as locoprop-s, each local step after the first over 48 of the rows",
+    ),
+    Method(
+        "locoprop-s-bf16",
+        "LocoProp-S, bfloat16",
+        lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
+            model, lr, "squared", momentum, activation_lr, local_dtype=torch.bfloat16
+        ),
+        lr=1e-4,
+        searched={"curves": 3e-4},
+        cost=3.0,
+        note="as locoprop-s, local products in bfloat16",
+    ),
+    Method(
+        "locoprop-m-adam",
+        "LocoProp-M, Adam",
+        lambda model, lr: LocoProp(model, lr, solver=FirstOrderSteps(torch.optim.Adam), output="sigmoid"),
+        lr=1e-4,
+        cost=8.5,
+        note="matching loss, activation lr 10, 10 local steps of Adam",
+    ),
+    Method(
+        "locoprop-m-anderson",
+        "LocoProp-M, Anderson",
+        lambda model, lr: recipes.locoprop_m_anderson(model, lr, output="sigmoid"),
+        lr=30.0,
+        cost=9.0,
+        note="matching loss, 10 gradients with Anderson acceleration of memory 5; the rate is the activation lr",
+    ),
+    Method(
+        "locoprop-s-exact",
+        "LocoProp-S, exact",
+        lambda model, lr, damping=1.0: recipes.locoprop_s_exact(model, lr, damping, output="sigmoid"),
+        lr=300.0,
+        cost=2.5,
+        note="squared loss, solved by Cholesky factors, relative damping 1; the rate is the activation lr",
+    ),
+    Method(
+        "locoprop-s-cg",
+        "LocoProp-S, CG",
+        lambda model, lr: LocoProp(
+            model, activation_lr=lr, loss="squared", solver=ConjugateGradient(10), output="sigmoid"
+        ),
+        lr=300.0,
+        cost=4.5,
+        note="squared loss, 10 iterations of conjugate gradients; the rate is the activation lr",
+    ),
+    Method(
+        "foof",
+        "FOOF",
+        lambda model, lr, damping=1.0: recipes.foof(model, lr, damping, output="sigmoid"),
+        lr=30.0,
+        cost=2.5,
+        note="locoprop-s-exact with absolute damping 1",
+    ),
+    Method(
+        "proxprop",
+        "ProxProp",
+        lambda model, lr: recipes.proxprop(model, lr, lr=1.0, output="sigmoid"),
+        lr=30.0,
+        cost=3.0,
+        note="proximal step 1, 3 iterations of conjugate gradients; the rate is the explicit step",
+    ),
+    Method(
+        "implicit-sgd",
+        "Implicit SGD",
+        lambda model, lr: recipes.implicit_sgd(model, lr, output="sigmoid"),
+        lr=3e-2,
+        cost=2.5,
+        note="proximal point of each layer's quadratic",
+    ),
+    Method(
+        "exponentiated-gradient",
+        "Exponentiated gradient",
+        lambda model, lr: recipes.exponentiated_gradient(model, lr, output="sigmoid"),
+        lr=1e-2,
+        note="of the weights' magnitudes",
+    ),
+    Method(
+        "backprop",
+        "Backprop by LocoProp",
+        lambda model, lr: recipes.backprop(model, lr, output="sigmoid"),
+        lr=1e-2,
+        searched={"curves": 3e-2},
+        cost=1.1,
+        note="equals sgd; one plain local step",
+    ),
+    Method(
+        "sgd-momentum",
+        "Momentum by LocoProp",
+        lambda model, lr, momentum=0.9: recipes.sgd_momentum(model, lr, momentum, output="sigmoid"),
+        lr=3e-3,
+        searched={"curves": 3e-3},
+        cost=1.1,
+        note="equals momentum; one local step of SGD with momentum 0.9",
+    ),
+]

@@ -1,0 +1,78 @@
+"""What the benchmark knows of an optimizer."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.optim import Optimizer
+
+from locobench import problems
+from locobench.errors import BenchError
+from locobench.libraries import Library
+from locobench.schedules import Schedule, linear_decay
+from locobench.stepping import close
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer with the settings that the benchmark gives it.
+
+    Attributes:
+        name: What `--methods` calls it.
+        label: What tables and plots call it.
+        build: Makes it, from a model and a base learning rate; its further arguments are hyperparameters, and their
+            defaults are the method's. The optimizer may have `step_on(batch)`, if it must see the images, and
+            `train()` and `eval()`, if it has other weights for evaluation: the loop uses what there is.
+        lr: Base learning rate where none was searched for.
+        searched: Base learning rates by data set, the best of an equal search (results/curves-search).
+        cost: Rough price of a step in steps of Adam; it only steers the estimate of the time left.
+        period: Steps after which its work repeats, where they are not all alike; a price is the mean over them.
+        schedule: Of its learning rate.
+        library: What it needs besides torch and torchloco.
+        note: Its other settings, in words.
+    """
+
+    name: str
+    label: str
+    build: Callable[..., Optimizer]
+    lr: float
+    note: str
+    searched: dict[str, float] = field(default_factory=dict)
+    cost: float = 1.0
+    period: int = 1
+    schedule: Schedule = linear_decay
+    library: Library | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """The command that installs its library, None where nothing is missing."""
+        return self.library.install if self.library is not None and self.library.missing else None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Its hyperparameters besides the learning rate, with their defaults."""
+        _model, _lr, *others = inspect.signature(self.build).parameters.values()
+        return {argument.name: argument.default for argument in others}
+
+    def rate(self, data: str) -> float:
+        """The base learning rate on that data set, unless `--lr` gives another."""
+        return self.searched.get(data, self.lr)
+
+    def check(self, lr: float, params: Mapping[str, Any]) -> None:
+        """Refuse hyperparameters that it does not have, or whose values it does not take."""
+        known = self.params
+        for name in params:
+            if name not in known:
+                has = f"it has: {', '.join(known)}" if known else "it has none besides its learning rate"
+                raise BenchError(f"unknown hyperparameter {name!r} of {self.name}; {has}")
+        if params and self.missing is None:
+            try:
+                close(self.build(problems.Autoencoder(4, [3, 2], "tanh"), lr, **params))
+            except (ValueError, TypeError) as error:
+                raise BenchError(f"{self.name} does not take {written(params)}: {error}") from error
+
+
+def written(params: Mapping[str, Any]) -> str:
+    """Hyperparameters as tables show them."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in params.items())

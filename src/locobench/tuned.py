@@ -1,0 +1,151 @@
+"""The best settings of a study's methods, trained anew on fresh seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from locobench import study as studies
+from locobench.compare import compare
+from locobench.errors import BenchError
+from locobench.methods import find, find_all
+from locobench.methods.method import written
+from locobench.runfile import RunFile
+from locobench.runs import open_run
+from locobench.settings import Settings
+from locobench.study import Study
+
+_KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "seconds", "file"}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best trial of a method.
+
+    Attributes:
+        row: Of trials.jsonl.
+        trials: How many have ended.
+        total: How many there are to be.
+    """
+
+    row: dict[str, Any]
+    trials: int
+    total: int
+
+
+def compare_tuned(folder: Path, seeds: Sequence[int], methods: str | None, console: Console) -> None:
+    """Train each method with the best settings of the study in a folder, once for each seed; end with the table.
+
+    Args:
+        folder: Of the study.
+        seeds: Other ones than the search had.
+        methods: Comma-separated; None for all that have a finished trial.
+        console: For progress and table.
+    """
+    study = studies.load(folder)
+    if study.content["seed"] in seeds:
+        raise BenchError(f"--seeds {study.content['seed']} is the one that {folder} was tuned with; choose fresh ones")
+    found = best_trials(study)
+    chosen = list(found) if methods is None else [method.name for method in find_all(methods)]
+    for name in chosen:
+        if name not in found:
+            raise BenchError(f"{folder} has no finished trial of {name}; there are: {', '.join(found) or 'none'}")
+    absent = [find(name) for name in chosen if find(name).missing is not None]
+    present = [name for name in chosen if find(name).missing is None]
+    for method in absent:
+        console.print(f"{method.label}: not installed: {method.missing}", markup=False, soft_wrap=True)
+    if not present:
+        raise BenchError(f"{folder} has no method to compare that is installed")
+    for name in present:
+        if found[name].trials < found[name].total:
+            line = f"{find(name).label}: best of {found[name].trials} of {found[name].total} trials so far"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    plan = {seed: [_settings(study, found[name], seed) for name in present] for seed in seeds}
+    for seed, all_settings in plan.items():  # what is wrong with any is found before the first begins
+        for settings in all_settings:
+            open_run(settings, folder / "best" / str(seed))
+    runs: list[RunFile] = []
+    for seed, all_settings in plan.items():
+        console.print(f"seed {seed}", style="bold", highlight=False)
+        runs += compare(all_settings, folder / "best" / str(seed), console)
+    console.print(_table(study, found, present, runs))
+    console.print(f"written: {folder / 'best'}", highlight=False, markup=False, soft_wrap=True)
+
+
+def best_trials(study: Study) -> dict[str, Best]:
+    """The finished trial with the lowest train loss of each method, by method, best first."""
+    rows = read_trials(study.folder / "trials.jsonl")
+    found = {}
+    for row in sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["train_loss"]):
+        name = row["method"]
+        if name not in found and name in study.content["spaces"]:
+            ended = sum(other["method"] == name for other in rows)
+            found[name] = Best(row, ended, study.total(name))
+    return found
+
+
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """The rows of a study's trials.jsonl; an error names the line that is not as it should be."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or _KEYS - row.keys():
+                raise ValueError(f"expected an object with {', '.join(sorted(_KEYS))}")
+            if row["state"] == "finished" and not isinstance(row["train_loss"], int | float):
+                raise ValueError(f"train_loss should be a number, is {row['train_loss']!r}")
+        except ValueError as error:
+            raise BenchError(
+                f"{path}, line {number} is damaged ({error}); delete the file, `locobench tune` writes it anew"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _settings(study: Study, best: Best, seed: int) -> Settings:
+    return study.settings(best.row["method"], {"lr": best.row["lr"], **best.row["params"]}, seed)
+
+
+def _table(study: Study, found: dict[str, Best], names: Sequence[str], runs: Sequence[RunFile]) -> Table:
+    """Mean and spread over the seeds, best first."""
+    content = study.content
+    title = f"{content['data'].upper()}, {content['model']} {content['activation']}, {content['epochs']} epochs"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("method", "best settings", "train", "test", "seconds", "seeds", "trials"):
+        table.add_column(heading, justify="left" if heading in ("method", "best settings") else "right")
+    by_method = {name: [run for run in runs if run.config["method"] == name] for name in names}
+    for name in sorted(names, key=lambda name: mean(_final(run, "train_loss") for run in by_method[name])):
+        its_runs = by_method[name]
+        diverged = sum(run.diverged for run in its_runs)
+        table.add_row(
+            find(name).label,
+            written({"lr": found[name].row["lr"], **found[name].row["params"]}),
+            _spread(its_runs, "train_loss"),
+            _spread(its_runs, "test_loss"),
+            f"{mean(run.rows[-1]['seconds'] for run in its_runs):.1f}",
+            f"{len(its_runs)}" + (f", {diverged} diverged" if diverged else ""),
+            f"{found[name].trials}",
+            style="bold" if find(name).label.startswith("LocoProp") else None,
+        )
+    return table
+
+
+def _spread(runs: Sequence[RunFile], key: str) -> str:
+    """Mean ± standard deviation over the runs that did not diverge."""
+    values = [_final(run, key) for run in runs if not run.diverged]
+    if not values:
+        return "–"
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _final(run: RunFile, key: str) -> float:
+    value: float | None = run.rows[-1][key]
+    return float("inf") if value is None else value

@@ -1,0 +1,83 @@
+"""Adding a method is as the documentation says, and every one does what its entry claims."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_runs import SETTINGS, Interrupter, losses, some_images
+
+from locobench import problems, runs, spaces
+from locobench.errors import BenchError
+from locobench.methods import METHODS, Method
+from locobench.stepping import evaluating
+from locobench.training import Training
+
+DOCS = (Path(__file__).parent.parent.parent / "docs" / "benchmark.md").read_text(encoding="utf-8")
+
+
+def test_the_documented_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (entry,) = re.findall(r"```python\n(Method\(.*?)```", DOCS, re.DOTALL)
+    (space,) = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
+    assert len(entry.splitlines()) + len(space.splitlines()) <= 10
+    method = eval(entry, {"Method": Method, "torch": torch})
+    monkeypatch.setitem(METHODS, method.name, method)
+    searched = spaces.space(method.name, "mnist", space)
+    assert set(searched) <= {"lr", *method.params}
+    settings = replace(SETTINGS, method=method.name, lr=method.lr, params={"beta1": 0.8})
+    run = runs.carry_out(settings, some_images(), tmp_path)
+    assert run.finished
+    assert run.config["params"] == {"beta1": 0.8}
+    assert run.config["optimizer"]["betas"] == [0.8, 0.999]
+
+
+@pytest.mark.parametrize("method", ["adamw", "nadam", "schedule-free", "foof-curvlinops"])
+def test_new_methods_go_on_exactly(tmp_path: Path, method: str):
+    library = METHODS[method].library
+    if library is not None:
+        pytest.importorskip(library.module)
+    settings = replace(SETTINGS, method=method, lr=1e-2)
+    (tmp_path / "whole").mkdir()
+    whole = runs.carry_out(settings, some_images(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        runs.carry_out(settings, some_images(), tmp_path, Interrupter(2, "epoch"))
+    assert losses(runs.carry_out(settings, some_images(), tmp_path)) == losses(whole)
+    assert whole.rows[-1]["train_loss"] < whole.rows[0]["train_loss"]
+
+
+def test_schedule_free_is_evaluated_at_its_average():
+    pytest.importorskip("schedulefree")
+    training = Training(replace(SETTINGS, method="schedule-free", lr=1e-2), some_images())
+    row = training.train_epoch()
+    at_training_weights = problems.mean_loss(training.model, training.train)
+    assert training.optimizer.param_groups[0]["train_mode"]
+    with evaluating(training.optimizer):
+        assert problems.mean_loss(training.model, training.train) == pytest.approx(row["train_loss"], rel=1e-5)
+    assert at_training_weights != pytest.approx(row["train_loss"], rel=1e-4)
+    assert [training._method.schedule(step, 100) for step in (50, 99)] == [1, 1]
+
+
+def test_a_file_from_before_hyperparameters_is_one_of_defaults(tmp_path: Path):
+    path = runs.carry_out(SETTINGS, some_images(), tmp_path).path
+    path.write_text(path.read_text().replace(', "params": {}', ""))
+    assert '"params"' not in path.read_text()
+    run = runs.open_run(SETTINGS, tmp_path)
+    assert run is not None
+    assert run.config["params"] == {}
+    with pytest.raises(BenchError, match=r"params was \{\}, is \{'beta1': 0.5\}"):
+        runs.open_run(replace(SETTINGS, params={"beta1": 0.5}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "message"),
+    [
+        ("adam", {"beta3": 0.5}, "unknown hyperparameter 'beta3' of adam; it has: beta1, beta2"),
+        ("sgd", {"momentum": 0.5}, "sgd; it has none besides its learning rate"),
+        ("adam", {"beta1": 2.0}, "adam does not take beta1 2: Invalid beta parameter"),
+        ("locoprop-m", {"activation_lr": -1.0}, "locoprop-m does not take activation_lr -1"),
+    ],
+)
+def test_hyperparameters_that_a_method_does_not_take(method: str, params: dict[str, float], message: str):
+    with pytest.raises(BenchError, match=message):
+        METHODS[method].check(1e-3, params)

@@ -1,0 +1,402 @@
+"""A search finds every trial's end once, whatever interrupts it and however many processes share it."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+from test_runs import some_images
+from typer.testing import CliRunner
+
+from locobench import curves, ledger, proposals, runfile, study, tune, tune_table, tuned
+from locobench.cli import app
+from locobench.errors import BenchError
+from locobench.ledger import Ledger
+from locobench.libraries import Library
+from locobench.methods import METHODS, find_all
+from locobench.runfile import Row
+from locobench.study import Study, open_study
+from locobench.tuning import Search, method_rounds
+
+TINY = {"data": "curves", "epochs": 2, "trials": 4, "batch_size": 25, "train_size": 50, "threads": 1}
+
+
+class Log:
+    """Notes what happens, and may kill the process in an epoch of a trial."""
+
+    def __init__(self, kill: tuple[str, int, int] | None = None, file: Path | None = None) -> None:
+        self.began: list[tuple[str, int]] = []
+        self.fresh: list[tuple[str, int, int]] = []
+        self.kill, self.file = kill, file
+
+    def on_trial(self, method: str, number: int) -> None:
+        self.began.append((method, number))
+        if self.file is not None:
+            self.file.write_text(json.dumps(self.began))
+
+    def on_step(self, loss: float) -> None:
+        pass
+
+    def on_epoch(self, row: Row, fresh: bool) -> None:
+        epoch = (*self.began[-1], row["epoch"])
+        if fresh:
+            self.fresh.append(epoch)
+        if epoch == self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_end(self, method: str, number: int) -> None:
+        pass
+
+    def on_wait(self) -> None:
+        pass
+
+
+def search(folder: Path, methods: str, log: Log | None = None, widen: int = 0, **wanted: Any) -> Log:
+    log = log or Log()
+    open_study(folder, {**TINY, **wanted}, None)
+    Search(folder, find_all(methods), some_images(), widen, log).run()
+    return log
+
+
+def results(folder: Path) -> dict[tuple[str, int], list[Any]]:
+    """Of every trial's run file, what does not depend on the clock."""
+    return {
+        (path.parent.name, int(path.stem)): [
+            run.config["lr"],
+            run.config["params"],
+            [(row["epoch"], row["train_loss"], row["test_loss"]) for row in run.rows],
+        ]
+        for path in sorted(folder.glob("trials/*/*.jsonl"))
+        for run in [runfile.read(path)]
+    }
+
+
+def exported(folder: Path) -> list[dict[str, Any]]:
+    rows = tuned.read_trials(folder / "trials.jsonl")
+    for row in rows:
+        row.pop("seconds")
+    return sorted(rows, key=lambda row: (row["method"], row["trial"]))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    search(folder, "sgd,adam")
+    return folder
+
+
+def subprocess_of(folder: Path, *arguments: object) -> "subprocess.Popen[bytes]":
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import test_tune; test_tune.child(*sys.argv[2:])"
+    command = [sys.executable, "-W", "ignore", "-c", program, Path(__file__).parent, folder, *arguments]
+    return subprocess.Popen([str(part) for part in command])
+
+
+def child(folder: str, what: str, *more: str) -> None:
+    """What a test's other process does."""
+    curves.TRAIN_IMAGES, curves.TEST_IMAGES = 60, 20
+    if what == "compare":
+        from locobench import compare
+
+        compare._Display.on_epoch = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        tuned.compare_tuned(Path(folder), [1, 2], None, Console(quiet=True))
+    kill = (more[0], int(more[1]), int(more[2])) if what == "kill" else None
+    search(Path(folder), "sgd,adam", Log(kill, Path(folder) / "began.json"))
+
+
+def test_files_of_a_search(whole: Path):
+    rows = exported(whole)
+    assert [(row["method"], row["trial"]) for row in rows] == [(m, k) for m in ("adam", "sgd") for k in range(4)]
+    for row in rows:
+        run = runfile.read(whole / row["file"])
+        assert (row["lr"], row["params"], row["epochs"]) == (run.config["lr"], run.config["params"], len(run.rows))
+        assert (row["train_loss"], row["test_loss"]) == (run.rows[-1]["train_loss"], run.rows[-1]["test_loss"])
+    first = rows[0]
+    assert first["lr"] == METHODS["adam"].rate("curves")
+    assert first["params"] == METHODS["adam"].params, "a method's default is its first trial"
+    assert len({row["lr"] for row in rows}) == len(rows)
+    content = json.loads((whole / "study.json").read_text())
+    assert content.keys() >= {*TINY, "model", "seed", "sampler", "pruner", "protocol", "versions", "machine", "spaces"}
+    assert content["spaces"]["sgd"] == {"lr": [1e-3, 0.3]}
+    assert not list(whole.rglob("*.checkpoint"))
+
+
+def test_kill_9_loses_one_epoch_and_repeats_no_trial(whole: Path, tmp_path: Path):
+    assert subprocess_of(tmp_path, "kill", "adam", 1, 1).wait(timeout=120) == -signal.SIGKILL
+    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
+    log = search(tmp_path, "sgd,adam")
+    assert log.began[0] == ("adam", 1), "the interrupted trial goes on"
+    assert ("adam", 1, 1) not in log.fresh
+    assert ("adam", 1, 2) in log.fresh
+    assert not {(row["method"], row["trial"]) for row in map(json.loads, lines)} & set(log.began)
+    assert results(tmp_path) == results(whole)
+    assert exported(tmp_path) == exported(whole)
+    assert search(tmp_path, "sgd,adam").began == []
+
+
+def test_two_processes_share_a_search(whole: Path, tmp_path: Path):
+    open_study(tmp_path, TINY, None)
+    other = subprocess_of(tmp_path, "share")
+    began = tmp_path / "began.json"
+    deadline = time.monotonic() + 100
+    while not began.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    mine = search(tmp_path, "sgd,adam").began
+    assert other.wait(timeout=100) == 0
+    theirs = [tuple(trial) for trial in json.loads(began.read_text())]
+    assert sorted([*mine, *theirs]) == [(method, k) for method in ("adam", "sgd") for k in range(4)]
+    assert mine
+    assert theirs
+    assert results(tmp_path) == results(whole), "trial k is the same however the work is shared"
+
+
+def test_a_live_trial_is_not_taken(tmp_path: Path):
+    search(tmp_path, "sgd", trials=1)
+    book = Ledger(tmp_path)
+    space = study.load(tmp_path).phases("sgd")[0].whole
+    book.add("sgd", 1, space, {"lr": 0.01})
+    book.add("sgd", 1, space, {"lr": 0.02})
+    with book.claim("sgd", 1) as mine, Ledger(tmp_path).claim("sgd", 1) as theirs:
+        assert mine is not None
+        assert theirs is None
+    with book.claim("sgd", 1) as abandoned:
+        assert abandoned is not None
+        assert abandoned.state == TrialState.RUNNING
+    with book.claim("sgd", 0) as ended:
+        assert ended is None
+    assert len(book.trials("sgd")) == 2
+    book.close()
+
+
+def test_a_diverged_trial_counts_and_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(METHODS, "sgd", replace(METHODS["sgd"], searched={"curves": 1e35}))
+    described = open_study(tmp_path, TINY, None)
+    content = {**described.content, "spaces": {"sgd": {"lr": [1e-3, 1e36]}}}
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    log = search(tmp_path, "sgd")
+    assert len(log.began) == 4
+    first = exported(tmp_path)[0]
+    assert (first["state"], first["train_loss"], first["epochs"]) == ("diverged", None, 1)
+
+
+def test_methods_take_turns_by_rounds(tmp_path: Path):
+    began = search(tmp_path, "sgd,momentum", epochs=1).began
+    assert began == [(method, k) for pair in ((0, 1), (2,), (3,)) for method in ("sgd", "momentum") for k in pair]
+
+
+def test_the_pruner_is_lenient_and_looks_at_earlier_rounds_only(whole: Path):
+    book = Ledger(whole)
+    history = [replaced(trial, [60.0, 50.0, 40.0, 30.0, 20.0]) for trial in book.trials("adam")]
+    book.close()
+
+    def rows(*losses: float) -> list[Row]:
+        return [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate(losses, start=1)]
+
+    assert not proposals.is_hopeless(rows(90, 80), 5, history), "too early"
+    assert proposals.is_hopeless(rows(90, 80, 70), 5, history)
+    assert not proposals.is_hopeless(rows(60, 50, 40), 5, history)
+    assert not proposals.is_hopeless(rows(90, 80, 70), 5, history[:3]), "too few to compare with"
+    assert not proposals.is_hopeless(rows(90, 80, 70, 60, 50), 5, history), "it is through"
+
+
+def replaced(trial: Any, losses: list[float]) -> Any:
+    trial.intermediate_values = dict(enumerate(losses, start=1))
+    return trial
+
+
+def test_a_pruned_trial_is_written_down_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(proposals, "is_hopeless", lambda rows, epochs, history: len(rows) < epochs)
+    search(tmp_path, "sgd")
+    rows = exported(tmp_path)
+    assert [(row["state"], row["epochs"]) for row in rows] == [("finished", 2)] * 2 + [("pruned", 1)] * 2
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_a_best_value_on_the_edge_is_said_and_widened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(METHODS, "sgd", replace(METHODS["sgd"], searched={"curves": 1e-3}))
+    wanted = {"trials": 2, "epochs": 1}
+    content = {**open_study(tmp_path, {**TINY, **wanted}, None).content, "spaces": {"sgd": {"lr": [1e-6, 1e-3]}}}
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    search(tmp_path, "sgd", **wanted)
+    book = Ledger(tmp_path)
+    (warning,) = tune_table.warnings(study.load(tmp_path), book, find_all("sgd"))
+    book.close()
+    assert "SGD: the best lr, 0.001, is on the upper edge of [1e-06, 0.001]" in warning
+    assert "--widen 1 adds as many trials with lr = [1e-06, 0.032]" in warning
+    log = search(tmp_path, "sgd", widen=1, **wanted)
+    assert log.began == [("sgd", 2), ("sgd", 3)], "only what is new"
+    (widening,) = study.load(tmp_path).content["widened"]["sgd"]
+    assert widening == {"space": {"lr": [1e-6, 0.032]}, "new": {"lr": [1e-3, 0.032]}}
+    assert 1e-3 <= results(tmp_path)["sgd", 2][0] <= 0.032
+    assert search(tmp_path, "sgd", **wanted).began == []
+
+
+@pytest.mark.parametrize("damage", [b"damaged", b""])
+def test_a_damaged_database_is_named_and_made_anew_from_the_run_files(whole: Path, tmp_path: Path, damage: bytes):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "study.db").write_bytes(damage * 500)
+    if damage:
+        with pytest.raises(BenchError, match=r"study\.db is damaged.*delete it: the same command makes it anew"):
+            search(tmp_path, "sgd,adam")
+        (tmp_path / "study.db").unlink()
+    assert search(tmp_path, "sgd,adam").fresh == [], "no epoch is repeated"
+    assert results(tmp_path) == results(whole)
+    assert exported(tmp_path) == exported(whole)
+
+
+def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    search(tmp_path, "sgd", trials=1, epochs=1)
+    monkeypatch.setattr(ledger, "_PATIENCE", 0.05)
+    with sqlite3.connect(tmp_path / "study.db") as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(BenchError, match=r"study\.db is held by another program .*the same command continues"):
+            search(tmp_path, "sgd", trials=1, epochs=1)
+        other.rollback()
+    other.close()
+
+
+def test_another_problem_is_refused_by_name(whole: Path):
+    with pytest.raises(BenchError, match=r"holds another study \(epochs was 2, is 3\)"):
+        open_study(whole, {"epochs": 3, "trials": 4}, None)
+    with pytest.raises(BenchError, match=r"data was 'curves', is 'mnist'; epochs was 2, is 10; trials was 4, is 12"):
+        open_study(whole, {}, "short")
+    assert open_study(whole, {}, None).content == study.load(whole).content, "a folder needs no other options"
+
+
+def test_another_protocol_is_refused(tmp_path: Path):
+    content = {**open_study(tmp_path, TINY, None).content, "protocol": 99}
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    with pytest.raises(BenchError, match="is of protocol 99, this is 1: their results do not mix"):
+        open_study(tmp_path, TINY, None)
+
+
+def test_a_damaged_description(tmp_path: Path):
+    (tmp_path / "study.json").write_text('{"half": ')
+    with pytest.raises(BenchError, match=r"study\.json is damaged"):
+        open_study(tmp_path, TINY, None)
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(BenchError, match=r"study\.json is damaged \(no .*trials"):
+        open_study(tmp_path, TINY, None)
+
+
+def test_a_damaged_run_file_is_named(tmp_path: Path):
+    search(tmp_path, "sgd", trials=1)
+    path = tmp_path / "trials" / "sgd" / "0000.jsonl"
+    path.write_text(path.read_text() + "{half")
+    (tmp_path / "study.db").unlink()
+    with pytest.raises(BenchError, match=r"sgd/0000\.jsonl, line 4 is damaged"):
+        search(tmp_path, "sgd", trials=1)
+
+
+def test_a_worker_without_a_parent_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tune, "load_images", lambda _: some_images())
+    open_study(tmp_path, {**TINY, "trials": 1}, None)
+    with pytest.raises(SystemExit) as ended:
+        tune.work(tmp_path, "sgd", 0, parent=-1)
+    assert ended.value.code == 130
+    tune.work(tmp_path, "sgd", 0, parent=os.getppid())
+    assert len(exported(tmp_path)) == 1
+
+
+def test_rounds():
+    described = Study(Path(), {"spaces": {"sgd": {"lr": [1, 2]}}, "widened": {}, "trials": 12})
+    assert [(one.start, one.stop) for one in method_rounds(described, "sgd")] == [(0, 6), (6, 9), (9, 12)]
+    entry = {"space": {"lr": [1, 4]}, "new": {"lr": [2, 4]}}
+    again = Study(Path(), {**described.content, "widened": {"sgd": [entry]}})
+    assert [one.start for one in method_rounds(again, "sgd")] == [0, 6, 9, 12, 18, 21]
+    assert again.total("sgd") == 24
+
+
+@pytest.fixture
+def quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(curves, "TRAIN_IMAGES", 60)
+    monkeypatch.setattr(curves, "TEST_IMAGES", 20)
+
+
+def command(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.usefixtures("quick_curves")
+def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    nowhere = Library("no_such_module", "pip install no-such-module")
+    monkeypatch.setitem(METHODS, "soap", replace(METHODS["soap"], library=nowhere))
+    options = ["--data", "curves", "--epochs", 2, "--trials", 2, "--batch-size", 25, "--train-size", 50, "--threads", 1]
+    result = command("tune", *options, "--methods", "sgd,soap,adam", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "not installed: pip install no-such-module" in result.stdout
+    assert "Adam: trial 0 (lr 0.01, beta1 0.9, beta2 0.999) finished, train loss" in result.stdout
+    assert len(exported(tmp_path)) == 4
+    losses = {row["method"]: inf for row in exported(tmp_path)}
+    best = {}
+    for row in exported(tmp_path):
+        if row["train_loss"] < losses[row["method"]]:
+            losses[row["method"]], best[row["method"]] = row["train_loss"], row
+
+    assert subprocess_of(tmp_path, "compare").wait(timeout=120) == -signal.SIGKILL
+    (killed,) = tmp_path.glob("best/*/*.jsonl")
+    before = runfile.read(killed).rows
+    assert [row["epoch"] for row in before] == [1]
+    result = command("compare", "--tuned", tmp_path, "--seeds", "1,2")
+    assert result.exit_code == 0, result.output
+    assert "±" in result.stdout
+    assert runfile.read(killed).rows[0] == before[0], "what was done is kept"
+    for seed in (1, 2):
+        for name, row in best.items():
+            run = runfile.read(tmp_path / "best" / str(seed) / f"{name}.jsonl")
+            assert run.finished
+            assert (run.config["seed"], run.config["lr"], run.config["params"]) == (seed, row["lr"], row["params"])
+    assert sorted(path.name for path in tmp_path.glob("best/1/*.jsonl")) == ["adam.jsonl", "sgd.jsonl"]
+
+    files = {path: path.read_bytes() for path in tmp_path.glob("best/*/*.jsonl")}
+    assert command("compare", "--tuned", tmp_path, "--seeds", "1,2").exit_code == 0
+    assert files == {path: path.read_bytes() for path in files}, "nothing is repeated"
+
+    for arguments, message in [
+        (["--seeds", "0,1"], "--seeds must be at least 1"),
+        (["--epochs", 3, "--lr", "sgd=1"], "--epochs, --lr cannot be given with --tuned"),
+        (["--methods", "muon"], "has no finished trial of muon; there are: "),
+    ]:
+        refused = command("compare", "--tuned", tmp_path, *arguments)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
+    (tmp_path / "trials.jsonl").write_text("\n".join([*lines[:2], "{half"]))
+    assert "trials.jsonl, line 3 is damaged" in command("compare", "--tuned", tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", 0], "--trials must be at least 1, got 0"),
+        (["--epochs", 0], "--epochs must be at least 1, got 0"),
+        (["--workers", 0], "--workers must be at least 1, got 0"),
+        (["--widen", -1], "--widen must be at least 0, got -1"),
+        (["--methods", "adm"], "did you mean 'adam'?"),
+        (["--device", "toaster"], "toaster"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[object], message: str):
+    result = command("tune", "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out" / "study.json").exists()
+
+
+def test_tune_needs_a_folder_that_it_can_write_to(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write to --out" in command("tune", "--out", tmp_path / "file").stderr
+    assert "holds no study" in command("compare", "--tuned", tmp_path).stderr
