@@ -1,7 +1,6 @@
 """The `locobench` command. What it imports at once is light: `--help` should not wait for torch."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from locobench import __version__
 from locobench.choices import MAIN_METHODS, MORE_METHODS, SPEED_ONLY, Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
+from locobench.plain_errors import plain_errors as _plain_errors
 
 if TYPE_CHECKING:
     from locobench.methods import Method
@@ -398,10 +398,10 @@ def main() -> None:
 
 
 def _show(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence["Method"] = ()) -> None:
-    from locobench.report import report
+    from locobench import table
 
     console = Console()
-    drawn = report(folder, best=best, speed=speed, absent=absent)
+    drawn = table.draw(folder, best=best, speed=speed, absent=absent)
     console.print()
     console.print(drawn.table)
     for note in drawn.notes:
@@ -409,20 +409,3 @@ def _show(folder: Path, *, best: bool = False, speed: Path | None = None, absent
     for file in drawn.files:
         # One path a line, never wrapped: to be copied or clicked.
         console.print(f"written: {file}", highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _plain_errors(resumable: bool = False) -> Iterator[None]:
-    """Errors of the user's as one line and exit code 2, Ctrl-C as 130; bugs keep their traceback."""
-    try:
-        yield
-    except BenchError as error:
-        typer.echo(f"locobench: {error}", err=True)
-        raise typer.Exit(2) from None
-    except OSError as error:  # a full disk, say
-        typer.echo(f"locobench: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        hint = "; finished epochs are kept, the same command continues" if resumable else ""
-        typer.echo(f"\nlocobench: interrupted{hint}", err=True)
-        raise typer.Exit(130) from None

@@ -20,7 +20,7 @@ _PRICED = ("method", "lr", "train", "test", "÷ Adam", "price", "epochs")
 
 
 @dataclass(frozen=True)
-class Report:
+class Drawn:
     """What was written and what to print.
 
     Attributes:
@@ -34,7 +34,7 @@ class Report:
     files: list[Path]
 
 
-def report(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence[Method] = ()) -> Report:
+def draw(folder: Path, *, best: bool = False, speed: Path | None = None, absent: Sequence[Method] = ()) -> Drawn:
     """Read the runs in a folder and the folders in it, draw `table.md`, `epochs.png` and `seconds.png` into it.
 
     Args:
@@ -55,7 +55,7 @@ def report(folder: Path, *, best: bool = False, speed: Path | None = None, absen
     lines += [(method.label, *dashes, f"not installed: {method.missing}") for method in absent]
     markdown = folder / "table.md"
     write_atomically(markdown, lambda file: file.write_text(_markdown(headings, lines, notes), encoding="utf-8"))
-    return Report(_table(headings, lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
+    return Drawn(_table(headings, lines, _title(runs)), notes, [markdown, *plots.draw(runs, _title(runs), folder)])
 
 
 def label(run: RunFile) -> str:

@@ -1,0 +1,25 @@
+"""How commands report what a user can mend: one line, no traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from locobench.errors import BenchError
+
+
+@contextmanager
+def plain_errors(resumable: bool = False) -> Iterator[None]:
+    """Errors of the user's as one line and exit code 2, Ctrl-C as 130; bugs keep their traceback."""
+    try:
+        yield
+    except BenchError as error:
+        typer.echo(f"locobench: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:  # a full disk, say
+        typer.echo(f"locobench: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        hint = "; finished epochs are kept, the same command continues" if resumable else ""
+        typer.echo(f"\nlocobench: interrupted{hint}", err=True)
+        raise typer.Exit(130) from None
