@@ -18,10 +18,10 @@ from rich.progress import (
 from locobench import data
 from locobench.errors import BenchError
 from locobench.methods import METHODS, find
-from locobench.table import label
 from locobench.runfile import Row, RunFile, locked, prepare_folder
 from locobench.runs import carry_out, open_run
 from locobench.settings import Settings, use_device
+from locobench.table import label
 
 
 def compare(all_settings: list[Settings], folder: Path, console: Console) -> list[RunFile]:
