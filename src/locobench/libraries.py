@@ -41,3 +41,7 @@ CURVLINOPS = Library(
     "pip install --no-deps curvlinops-for-pytorch einconv einops linear_operator opt_einsum scipy tqdm",
 )
 LOCOPROP = Library("locoprop", "pip install locoprop==0.1.0")
+# Of the report and of `export`.
+PLOTLY = Library("plotly", "pip install plotly")
+JINJA = Library("jinja2", "pip install jinja2")
+TENSORBOARD = Library("tensorboard", "pip install tensorboard")

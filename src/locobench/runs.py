@@ -5,8 +5,10 @@ from typing import Protocol
 
 import torch
 
+from locobench import reconstructions
 from locobench.data import Images
 from locobench.errors import BenchError
+from locobench.provenance import commit, today
 from locobench.runfile import Row, RunFile, read, write_atomically
 from locobench.settings import Settings, machine, versions
 from locobench.training import Diverged, Training
@@ -73,6 +75,8 @@ def _train(run: RunFile, training: Training, watcher: Watcher | None) -> None:
                 # The checkpoint comes first and holds the rows as well: an interruption between the two
                 # writes does not cost the epoch.
                 _save_checkpoint(run, training)
+            elif not run.diverged:
+                reconstructions.save(training.model, training.test, training.shape, reconstructions.path_of(run.path))
             run.save()
             if watcher:
                 watcher.on_epoch(row, fresh=True)
@@ -130,6 +134,8 @@ def _config(settings: Settings, training: Training, images: Images) -> Row:
         "optimizer": training.options(),
         "versions": versions(),
         "machine": machine(settings.device),
+        "date": today(),
+        "commit": commit(),
     }
 
 
