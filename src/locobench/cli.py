@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from locobench import __version__
+from locobench import __version__, cli_report
 from locobench.choices import MAIN_METHODS, MORE_METHODS, SPEED_ONLY, Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
 from locobench.plain_errors import plain_errors as _plain_errors
@@ -390,6 +390,10 @@ def speed(
             written.append(cost_plot.save(content, out.with_suffix(".png")))
         for made in written:
             console.print(f"written: {made}", highlight=False, markup=False, soft_wrap=True)
+
+
+app.command()(cli_report.report)
+app.command()(cli_report.export)
 
 
 def main() -> None:

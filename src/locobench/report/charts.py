@@ -120,7 +120,9 @@ def _trials(method: str, trials: list[Trial], top: float) -> go.Scatter:
             for t, lost in zip(trials, gone, strict=True)
         ],
         hovertemplate=f"<b>{label(method)}</b><br>%{{customdata[0]}}<br>%{{customdata[1]}}<extra></extra>",
-        mode="markers",
+        # Where nothing else was tuned, the trials are points of one curve.
+        mode="markers" if any(trial.params for trial in trials) else "lines+markers",
+        line={"color": drawn.colour, "width": 1, "dash": drawn.line},
         name=label(method),
         marker={
             "color": drawn.colour,

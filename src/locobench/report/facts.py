@@ -57,9 +57,9 @@ def provenance(study: Study) -> tuple[str, str]:
 
 def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     """What to mind when reading the numbers."""
-    found = [
-        ("spread", "± is the standard deviation over the seeds" if _several(summary) else "one seed: no spread known")
-    ]
+    found = []
+    if any(line.seeds > 1 for line in summary.lines):
+        found.append(("spread", "± is the standard deviation over the seeds"))
     differing = [key for key in _ELSEWHERE if len({json.dumps(run.config.get(key)) for run in study.all_runs}) > 1]
     if differing:
         found.append(("not alike", f"the runs differ in {', '.join(differing).replace('_', ' ')}: compare with care"))
@@ -77,10 +77,6 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
             why = run.rows[-1].get("message", "no reason recorded")
             found.append(("diverged", f"{run.path.relative_to(study.folder)}: {why}"))
     return found
-
-
-def _several(summary: Summary) -> bool:
-    return any(line.seeds > 1 for line in summary.lines)
 
 
 def _of_study(info: dict[str, Any]) -> list[tuple[str, str]]:

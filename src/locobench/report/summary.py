@@ -168,9 +168,17 @@ def summarize(study: Study) -> Summary:
 def settings_text(config: dict[str, Any]) -> str:
     """The tuned settings in words."""
     tuned = {"lr": config["lr"], **(config.get("params") or {})}
-    return ", ".join(
-        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in tuned.items()
-    )
+    return ", ".join(f"{key} {_setting(value)}" for key, value in tuned.items())
+
+
+def _setting(value: Any) -> str:
+    """A number with three digits, small ones as 3e-4."""
+    if not isinstance(value, float):
+        return str(value)
+    if 1e-2 <= abs(value) < 1e4 or value == 0:
+        return f"{value:.3g}"
+    digits, _, power = f"{value:.2e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def _curve(runs: list[RunFile], price: float | None) -> Curve:

@@ -1,5 +1,6 @@
 """Writing a report: page, pictures and table into DIR/report."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,8 @@ def write(folder: Path, *, speed: Path | None = None, second_order: Path | None 
 def command_of(folders: Sequence[Path], speed: Path | None = None, second_order: Path | None = None) -> str:
     """What draws the report again."""
     options = [("--speed", speed), ("--second-order", second_order)]
-    parts = [f" {name} {path.as_posix()}" for name, path in options if path is not None]
-    return "locobench report " + " ".join(folder.as_posix() for folder in folders) + "".join(parts)
+    parts = [part for name, path in options if path is not None for part in (name, path.as_posix())]
+    return shlex.join(["locobench", "report", *(folder.as_posix() for folder in folders), *parts])
 
 
 def title_of(study: Study) -> str:
