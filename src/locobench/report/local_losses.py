@@ -1,5 +1,6 @@
 """The local losses that transfer functions induce, computed by the library's own losses, for the page's slider."""
 
+from functools import cache
 from typing import Any
 
 import plotly.graph_objects as go
@@ -19,6 +20,7 @@ LINES = {
 }
 
 
+@cache
 def table() -> dict[str, Any]:
     """Of each transfer and target the losses of all predictions; targets and predictions are pre-activations."""
     predictions = torch.linspace(-4, 4, 81, dtype=torch.float64)

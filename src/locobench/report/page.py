@@ -16,8 +16,6 @@ from locobench.report.study import Study
 from locobench.report.summary import Line, Summary, headline
 from locobench.styles import FAMILIES, LOCOPROP, family, style
 
-_CUTS = (1, 2, 3, 5)
-
 
 @dataclass(frozen=True)
 class Plot:
@@ -102,7 +100,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers for a log axis, more of them where it spans little."""
     if low <= 0:
         return []
-    cuts: tuple[float, ...] = _CUTS if high > 5 * low else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    finest = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    span = high / low
+    cuts = finest if span < 5 else (1, 2, 3, 5) if span < 200 else (1, 3) if span < 1e5 else (1,)
     ticks = [float(f"{cut}e{power}") for power in range(-4, 12) for cut in cuts]
     return [tick for tick in ticks if 0.8 * low <= tick <= 1.25 * high]
 

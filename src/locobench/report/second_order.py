@@ -32,7 +32,7 @@ def read(path: Path) -> dict[str, Any]:
             figure(content, direction)
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise BenchError(f"{path} is no file of `locobench figure second-order`: {error!r}") from error
     return content
 
