@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.report import cells, charts, local_losses, page, second_order, write
 from locobench.report import readme as readme_block
-from locobench.report.page import log_ticks
-from locobench.report.study import load
-from locobench.report.summary import headline, settings_text, summarize
+from locobench.report.study import ceiling, load
+from locobench.report.summary import Line, Mean, headline, settings_text, summarize
+from locobench.report.ticks import log_ticks
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 
@@ -323,6 +324,42 @@ def test_ticks_of_log_axes(low: float, high: float):
     ticks = log_ticks(low, high)
     assert 2 <= len(ticks) <= 14
     assert all(0.8 * low <= tick <= 1.25 * high for tick in ticks)
+
+
+def test_trials_that_end_high_do_not_flatten_the_plot():
+    study = load(RESULTS / "curves-search")
+    worse = [*study.trials, replace(study.trials[0], train_loss=1e6, lr=9.0)]
+    assert ceiling(worse) == ceiling(study.trials)
+    traces = charts.sensitivity(worse).data
+    assert max(max(trace.y) for trace in traces) == ceiling(worse)
+    high = next(trace for trace in traces if 9.0 in trace.x)
+    at = high.x.index(9.0)
+    assert high.marker.symbol[at] == "arrow-up"
+    assert high.customdata[at][1] == "1000000.00", "pointing at it tells the true loss"
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "said"),
+    [
+        (Mean(50.0, 0.3), Mean(53.0, 0.5), "below"),
+        (Mean(53.0, 0.5), Mean(50.0, 0.3), "above"),
+        (Mean(50.0, 0.3), Mean(50.4, 0.5), "within the spread of seeds of"),
+        (Mean(50.0, None), Mean(50.4, 0.5), "below"),
+    ],
+)
+def test_a_difference_within_the_spread_is_no_win(study: Path, own: Mean, other: Mean, said: str):
+    loaded = load(study)
+    whole = summarize(loaded)
+
+    def put(line: Line, mean: Mean) -> Line:
+        return replace(line, curve=replace(line.curve, train=[mean]))
+
+    ours, rival = put(whole.line("locoprop-m"), own), put(whole.line("adam"), other)
+    text = headline(loaded, replace(whole, lines=[ours, rival], best_first_order=rival))[0]
+    assert (
+        f"LocoProp-M is at a train loss of {own.text}, {said} the best first-order method, Adam, at {other.text}"
+        in text
+    )
 
 
 def test_settings_are_short():

@@ -39,6 +39,10 @@ class Cell:
 def columns(summary: Summary) -> list[Column]:
     """The columns of `row`."""
     rival = summary.best_first_order.label if summary.best_first_order else "the best first-order method"
+    goals = [Column("to Adam's loss", "time to Adam's final train loss, divided by Adam's whole time")]
+    if not _adam_leads(summary):
+        about = f"time to {rival}'s final train loss, divided by {rival}'s whole time"
+        goals.append(Column(f"to {rival}'s loss", about))
     price = "by `locobench speed`" if summary.priced else "by the runs' own seconds, which other work may have blurred"
     return [
         Column("method", "", numeric=False),
@@ -48,11 +52,15 @@ def columns(summary: Summary) -> list[Column]:
         Column("test", "the same over the test images"),
         Column("step ÷ Adam", f"time of a step divided by that of Adam's, {price}"),
         Column("bytes ÷ Adam", "what the optimizer holds between steps, divided by Adam's"),
-        Column("to Adam's loss", "time to Adam's final train loss, divided by Adam's whole time; whole epochs count"),
-        Column(f"to {rival}'s loss", f"time to {rival}'s final train loss, divided by {rival}'s whole time"),
+        *goals,
         Column("diverged", "trials whose loss was not finite any more"),
         Column("epochs", "that the runs of the best settings lasted, and over how many seeds", numeric=False),
     ]
+
+
+def _adam_leads(summary: Summary) -> bool:
+    """Whether Adam is the best first-order method, so that both goals are the same."""
+    return summary.best_first_order is not None and summary.best_first_order.method == "adam"
 
 
 def row(line: Line, summary: Summary) -> list[Cell]:
@@ -66,8 +74,8 @@ def row(line: Line, summary: Summary) -> list[Cell]:
         _mean(line.test),
         _ratio(line.step_ratio, mark="*" if summary.priced and not line.measured else ""),
         _ratio(line.bytes_ratio),
-        reached(line.to_adam),
-        reached(line.to_first_order),
+        _reached(line.to_adam),
+        *([] if _adam_leads(summary) else [_reached(line.to_first_order)]),
         _count(line.diverged),
         Cell(f"{line.status}, {seeds}", float(len(line.curve.epochs))),
     ]
@@ -105,7 +113,7 @@ def _ratio(ratio: float | None, mark: str = "") -> Cell:
     return Cell(DASH, None) if ratio is None else Cell(f"{ratio:.2f}{mark}", ratio)
 
 
-def reached(ratio: float | None) -> Cell:
+def _reached(ratio: float | None) -> Cell:
     """A time to a loss, or that it is never reached."""
     return Cell("never", None) if ratio == inf else _ratio(ratio)
 

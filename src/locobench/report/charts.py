@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from locobench.report.study import Trial
+from locobench.report.study import Trial, ceiling
 from locobench.report.summary import Line, Mean, label, settings_text
 from locobench.styles import LOCOPROP, family, style
 
@@ -33,7 +33,7 @@ def layout(x: str, y: str, **more: Any) -> go.Layout:
         plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,
         xaxis={**axis, "title": {"text": x, "standoff": 8}, "showgrid": False},
-        yaxis={**axis, "title": {"text": y, "standoff": 6}},
+        yaxis={**axis, "title": {"text": y, "standoff": 6}, "automargin": True},
         **more,
     )
 
@@ -97,11 +97,11 @@ def _translucent(colour: str) -> str:
 
 
 def sensitivity(trials: Sequence[Trial]) -> go.Figure:
-    """Every trial's final train loss against its learning rate; a diverged one is a cross on the upper edge."""
+    """Every trial's final train loss against its learning rate; what diverged or ended high is on the upper edge."""
     figure = go.Figure(layout=layout("base learning rate", "final train loss, nats per image"))
     figure.update_xaxes(type="log", exponentformat="power", dtick=1, showgrid=True)
     figure.update_yaxes(type="log")
-    top = max((trial.train_loss for trial in trials if trial.train_loss is not None), default=1.0)
+    top = ceiling(trials)
     for method in dict.fromkeys(trial.method for trial in trials):
         own = [t for t in trials if t.method == method and (t.train_loss is not None or t.state == "diverged")]
         if own:
@@ -114,7 +114,7 @@ def _trials(method: str, trials: list[Trial], top: float) -> go.Scatter:
     gone = [trial.state == "diverged" for trial in trials]
     return go.Scatter(
         x=[trial.lr for trial in trials],
-        y=[1.1 * top if lost else trial.train_loss for trial, lost in zip(trials, gone, strict=True)],
+        y=[top if lost or (t.train_loss or 0) > top else t.train_loss for t, lost in zip(trials, gone, strict=True)],
         customdata=[
             [settings_text({"lr": t.lr, "params": t.params}), _outcome(t), "diverged" if lost else t.state]
             for t, lost in zip(trials, gone, strict=True)
@@ -129,13 +129,17 @@ def _trials(method: str, trials: list[Trial], top: float) -> go.Scatter:
             "size": 9,
             "opacity": 0.85,
             "symbol": [
-                _TRIAL_SYMBOLS["diverged"] if lost else drawn.symbol + _TRIAL_SYMBOLS[trial.state]
+                _TRIAL_SYMBOLS["diverged"] if lost else _symbol(trial, drawn.symbol, top)
                 for trial, lost in zip(trials, gone, strict=True)
             ],
             "line": {"color": drawn.colour, "width": 1.5},
         },
         meta={"method": method, "kind": "trials"},
     )
+
+
+def _symbol(trial: Trial, symbol: str, top: float) -> str:
+    return "arrow-up" if (trial.train_loss or 0) > top else symbol + _TRIAL_SYMBOLS[trial.state]
 
 
 def _outcome(trial: Trial) -> str:

@@ -40,7 +40,8 @@ def machine(study: Study) -> str:
     config = study.config
     about = config.get("machine", {})
     name = about.get("gpu") or about.get("cpu") or "unknown machine"
-    return f"{name}, {config.get('threads', '?')} threads"
+    threads = config.get("threads", "?")
+    return f"{name}, {threads} thread" + ("" if threads == 1 else "s")
 
 
 def provenance(study: Study) -> tuple[str, str]:

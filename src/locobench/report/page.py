@@ -3,6 +3,7 @@
 import base64
 import json
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import jinja2
@@ -14,6 +15,7 @@ from locobench.report import cells, charts, local_losses, second_order
 from locobench.report.facts import facts
 from locobench.report.study import Study
 from locobench.report.summary import Line, Summary, headline
+from locobench.report.ticks import log_ticks
 from locobench.styles import FAMILIES, LOCOPROP, family, style
 
 
@@ -96,17 +98,6 @@ def _as_json(figure: go.Figure) -> dict[str, Any]:
     return drawn
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers for a log axis, more of them where it spans little."""
-    if low <= 0:
-        return []
-    finest = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-    span = high / low
-    cuts = finest if span < 5 else (1, 2, 3, 5) if span < 200 else (1, 3) if span < 1e5 else (1,)
-    ticks = [float(f"{cut}e{power}") for power in range(-4, 12) for cut in cuts]
-    return [tick for tick in ticks if 0.8 * low <= tick <= 1.25 * high]
-
-
 def _loss_plots(summary: Summary) -> list[Plot]:
     priced = any(line.curve.adam_steps for line in summary.lines)
     wanted = [("train", "epochs"), ("train", "seconds"), *([("train", "adam_steps")] if priced else [])]
@@ -155,10 +146,9 @@ def tiles(summary: Summary) -> list[tuple[str, str, str]]:
     if rival and rival.train:
         found.append((rival.train.text, f"{rival.label}: the best first-order method", "nats per image"))
     if ours and adam and ours.to_adam is not None:
-        text = cells.reached(ours.to_adam).text
-        found.append(
-            (text + ("" if text == "never" else " ×"), f"{ours.label}'s time to Adam's final loss", "of Adam's time")
-        )
+        never = ours.to_adam == inf
+        text, remark = ("never", "within the run") if never else (f"{ours.to_adam:.2f} ×", "of Adam's time")
+        found.append((text, f"{ours.label}'s time to Adam's final loss", remark))
     if ours and ours.step_ratio is not None:
         found.append((f"{ours.step_ratio:.2f} ×", f"a step of {ours.label}", "of Adam's step"))
     return found

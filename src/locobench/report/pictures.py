@@ -6,10 +6,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from locobench.report.study import Trial
+from locobench.report.study import Trial, ceiling
 from locobench.report.summary import Line, label
+from locobench.report.ticks import log_ticks
 from locobench.runfile import write_atomically
 from locobench.styles import LOCOPROP, family, style
 
@@ -68,7 +69,7 @@ def _line(axes: Axes, line: Line, x: list[float], y: list[float], spread: list[f
 
 
 def sensitivity(trials: Sequence[Trial], title: str, path: Path) -> Path:
-    """Draw every trial's final train loss against its learning rate; diverged ones as crosses on the upper edge.
+    """Draw every trial's final train loss against its learning rate; what is higher or diverged is on the upper edge.
 
     Args:
         trials: Of the search.
@@ -76,19 +77,27 @@ def sensitivity(trials: Sequence[Trial], title: str, path: Path) -> Path:
         path: The PNG.
     """
     figure, axes = _start(title)
-    top = 1.1 * max((trial.train_loss for trial in trials if trial.train_loss is not None), default=1.0)
+    top = ceiling(trials)
     for method in dict.fromkeys(trial.method for trial in trials):
         own = [trial for trial in trials if trial.method == method]
         known = [(t.lr, t.train_loss) for t in own if t.state != "diverged" and t.train_loss is not None]
         drawn = style(method)
         if known:
             x, y = zip(*sorted(known), strict=True)
-            axes.scatter(x, y, color=drawn.colour, marker=drawn.marker, s=36, alpha=0.85, label=label(method))
+            axes.scatter(
+                x,
+                [min(value, top) for value in y],
+                color=drawn.colour,
+                marker=drawn.marker,
+                s=36,
+                alpha=0.85,
+                label=label(method),
+            )
         lost = [trial.lr for trial in own if trial.state == "diverged"]
         axes.scatter(lost, [top] * len(lost), color=drawn.colour, marker="x", s=30)
     _log(axes)
     axes.set_xscale("log")
-    axes.set_xlabel("base learning rate (a cross: diverged)")
+    axes.set_xlabel("base learning rate (on the upper edge: higher; a cross: diverged)")
     axes.set_ylabel("final train loss (nats per image)")
     return _finish(figure, axes, "method", path)
 
@@ -103,13 +112,13 @@ def _start(title: str) -> tuple[Figure, Axes]:
 
 def _log(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_ylim())))
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _finish(figure: Figure, axes: Axes, legend: str, path: Path) -> Path:
-    axes.grid(True, which="both", color="#E6E6E6", linewidth=0.7)
+    axes.grid(True, color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:

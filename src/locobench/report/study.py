@@ -1,7 +1,7 @@
 """What a report is about, read from a study folder or from a plain folder of run files."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -145,6 +145,15 @@ def read_trials(path: Path) -> list[Trial]:
                 f"{path}, line {number} is damaged ({error}); the next trial of `locobench tune` writes the file anew"
             ) from None
     return trials
+
+
+def ceiling(trials: Sequence[Trial]) -> float:
+    """The upper edge: well above every method's best trial, where losses of thousands would flatten the rest."""
+    best: dict[str, float] = {}
+    for trial in trials:
+        if trial.train_loss is not None and trial.state != "diverged":
+            best[trial.method] = min(trial.train_loss, best.get(trial.method, trial.train_loss))
+    return 2 * max(best.values(), default=1.0)
 
 
 def _trial(row: object, folder: Path) -> Trial:

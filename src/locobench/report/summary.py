@@ -9,7 +9,7 @@ from typing import Any
 from locobench.methods import METHODS
 from locobench.report.study import Study
 from locobench.runfile import RunFile
-from locobench.styles import FIRST_ORDER, LOCOPROP, family
+from locobench.styles import FIRST_ORDER, LOCOPROP, SECOND_ORDER, family
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,12 @@ def headline(study: Study, summary: Summary) -> list[str]:
         sentence += f", {_compared(first.train, rival.train)} the best first-order method, {rival.label}, at "
         sentence += rival.train.text
     sentences = [f"{sentence}."]
+    second = summary.best(SECOND_ORDER)
+    if second and second is not first and second.train:
+        sentences.append(f"The best second-order or matrix method, {second.label}, is at {second.train.text}.")
     sentences += _times(first, summary)
+    if any(line.status != shown[0].status for line in shown):
+        sentences.append("Not all runs are of the same length or finished.")
     if max(line.seeds for line in shown) == 1:
         sentences.append("One seed each: how far results scatter is not known.")
     return sentences
@@ -302,13 +307,16 @@ def _times(first: Line, summary: Summary) -> list[str]:
     goals = {"adam": first.to_adam}
     if summary.best_first_order is not None:
         goals[summary.best_first_order.method] = first.to_first_order
-    said = []
+    reached, missed = [], []
     for method, ratio in goals.items():
         line = summary.line(method)
-        if line is not None and line is not first and line.train is not None and ratio is not None:
-            said.append(f"{line.label}'s final loss " + _ratio(ratio, line.label))
-    return [f"By the clock it reaches {' and '.join(said)}."] if said else []
-
-
-def _ratio(ratio: float, other: str) -> str:
-    return "not at all" if ratio == inf else f"in {ratio:.2f} × {other}'s time"
+        if line is None or line is first or line.train is None or ratio is None:
+            continue
+        if ratio == inf:
+            missed.append(f"{line.label}'s")
+        else:
+            reached.append(f"{line.label}'s final loss in {ratio:.2f} × {line.label}'s time")
+    sentences = [f"By the clock it reaches {' and '.join(reached)}."] if reached else []
+    if missed:
+        sentences.append(f"It does not get down to {' or '.join(missed)} final loss within its run.")
+    return sentences

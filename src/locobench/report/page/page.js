@@ -16,7 +16,7 @@
       "yaxis.autorange": true,
       "yaxis.tickmode": plain ? "array" : "auto",
       "yaxis.tickvals": plain ? ticks : null,
-      "yaxis.ticktext": plain ? ticks.map((tick) => tick.toLocaleString("en", { maximumSignificantDigits: 3 })) : null,
+      "yaxis.ticktext": plain ? ticks.map((tick) => tick.toLocaleString("en", { maximumSignificantDigits: 3, notation: tick < 1e4 ? "standard" : "compact" })) : null,
     };
   };
   const draw = async (name) => {
