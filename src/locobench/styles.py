@@ -70,10 +70,11 @@ _STYLES = {
     "soap": Style("#AA4499", "s", "dashdot"),
     "kfac": Style("#332288", "p", "dashdot"),
     "foof": Style("#117733", "D", "dashdot"),
+    "foof-curvlinops": Style("#44AA99", "v", "dashdot"),
 }
 _SPARE = (Style("#8C6D31", ">"), Style("#5D6D1E", "8"), Style("#7D3C98", "d"), Style("#1B7F8C", "h"))
 
-_SECOND_ORDER = {"muon", "shampoo", "soap", "kfac", "foof", "proxprop", "implicit-sgd"}
+_SECOND_ORDER = {"muon", "shampoo", "soap", "kfac", "foof", "foof-curvlinops", "proxprop", "implicit-sgd"}
 _FIRST_ORDER = {
     *("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam", "adamw", "nadam"),
     *("schedule-free", "schedulefree", "schedule-free-adamw", "backprop", "sgd-momentum"),

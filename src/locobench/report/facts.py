@@ -29,7 +29,7 @@ def facts(study: Study, summary: Summary, command: str) -> list[tuple[str, str]]
         ("dates of the runs", dates),
         ("commit", commit),
         ("command", command),
-        *_of_study(study.info),
+        *_of_study(study.info, config),
         ("methods", "; ".join(f"{METHODS[m].label}: {METHODS[m].note}" for m in study.runs if m in METHODS)),
     ]
     return [(name, value) for name, value in [*found, *caveats(study, summary)] if value]
@@ -80,10 +80,14 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     return found
 
 
-def _of_study(info: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rest of `study.json`: sampler, trials, search spaces …"""
+def _of_study(info: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `study.json` says besides what the runs say too: sampler, trials, search spaces …"""
     known = {"problem", "versions", "machine"}
-    return [(f"study: {key.replace('_', ' ')}", _plain(value)) for key, value in info.items() if key not in known]
+    return [
+        (f"study: {key.replace('_', ' ')}", _plain(value))
+        for key, value in info.items()
+        if key not in known and not (key in config and config[key] == value)
+    ]
 
 
 def _plain(value: Any) -> str:
