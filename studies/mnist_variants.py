@@ -12,7 +12,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from locobench import data, problems
-from locobench.training import schedule
+from locobench.schedules import linear_decay
 from torchloco import FirstOrderSteps, LocoProp
 
 SHOWN = (3, 5, 10, 15, 20, 50, 100)
@@ -29,7 +29,7 @@ def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
         options["local_rows"] = int(options["local_rows"])
     model = problems.build("standard", "tanh", 784, seed)
     optimizer = LocoProp(model, lr, local_steps=steps, output="sigmoid", solver=FirstOrderSteps(**options))
-    scheduler = LambdaLR(optimizer, lambda step: schedule(step, of * 60))
+    scheduler = LambdaLR(optimizer, lambda step: linear_decay(step, of * 60))
     print(variant, end="", flush=True)
     for epoch in range(1, epochs + 1):
         generator = torch.Generator().manual_seed((seed << 20) + epoch)

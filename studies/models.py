@@ -28,9 +28,9 @@ from torch.optim import Optimizer
 from locobench.memory import peak_bytes, state_bytes
 from locobench.pairs import Pair
 from locobench.runfile import write_atomically
+from locobench.schedules import linear_decay
 from locobench.settings import machine, versions
-from locobench.training import schedule
-from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer, recipes
+from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer, Spectral, recipes
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "models"
 ROWS = 256  # of the fast local steps
@@ -67,6 +67,12 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "locoprop-m-48": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=48, momentum=0.9)),
     "locoprop-m-0.9": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS, momentum=0.9)),
     "spectral": lambda model, lr: recipes.spectral(model, lr, output="softmax", fallback=_rest()),
+    "spectral-0.1": lambda model, lr: LocoProp(
+        model, lr, solver=Spectral(damping=0.1), output="softmax", fallback=_rest()
+    ),
+    "spectral-1": lambda model, lr: LocoProp(
+        model, lr, solver=Spectral(damping=1.0), output="softmax", fallback=_rest()
+    ),
     "exact": _scaled(loss="squared", solver=Exact(1.0, average=0.9)),
     "exact-muon": lambda model, lr: LocoProp(
         model,
@@ -117,7 +123,7 @@ def train(
     """One training with warm-up and linear decay; it ends early where the loss is not finite."""
     steps = steps or problem.steps
     optimizer = method(problem.model, lr)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear_decay(step, steps))
     losses: list[float] = []
     seconds = 0.0
     failure = None

@@ -24,6 +24,7 @@ MORE_METHODS = (
     "locoprop-m-adam",
     "locoprop-m-anderson",
     "locoprop-s-exact",
+    "locoprop-spectral",
     "locoprop-s-cg",
     "foof",
     "proxprop",
@@ -56,6 +57,7 @@ STUDY_METHODS = (
     "nadam",
     "schedule-free",
     "locoprop-s",
+    "locoprop-spectral",
     "locoprop-s-exact",
     "foof-curvlinops",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from locobench import __version__
+from locobench import __version__, cli_report
 from locobench.choices import MAIN_METHODS, MORE_METHODS, SPEED_ONLY, Activation, DataName, FigureName, ModelName
 from locobench.errors import BenchError
 from locobench.plain_errors import plain_errors as _plain_errors
@@ -438,6 +438,8 @@ def speed(
 
 
 app.command()(tune)
+app.command()(cli_report.report)
+app.command()(cli_report.export)
 
 
 def main() -> None:

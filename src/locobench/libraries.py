@@ -42,3 +42,7 @@ CURVLINOPS = Library(
 )
 SCHEDULEFREE = Library("schedulefree", "pip install schedulefree")
 LOCOPROP = Library("locoprop", "pip install locoprop==0.1.0")
+# Of the report and of `export`.
+PLOTLY = Library("plotly", "pip install plotly")
+JINJA = Library("jinja2", "pip install jinja2")
+TENSORBOARD = Library("tensorboard", "pip install tensorboard")

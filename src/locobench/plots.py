@@ -10,21 +10,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from locobench.methods import METHODS
 from locobench.runfile import RunFile, write_atomically
+from locobench.styles import style
 
-# Colours that are told apart with any kind of colour vision (Okabe and Ito's, and a grey); the marker says
-# the same once more. LocoProp gets the two that stand out and a thick line.
-_STYLES = {
-    "locoprop-m": ("#D55E00", "o"),
-    "locoprop-s": ("#E69F00", "o"),
-    "sgd": ("#999999", "v"),
-    "momentum": ("#0072B2", "s"),
-    "nesterov": ("#56B4E9", "D"),
-    "adagrad": ("#CC79A7", "^"),
-    "rmsprop": ("#009E73", "p"),
-    "rmsprop-tf": ("#005040", "h"),
-    "adam": ("#222222", "<"),
-}
-_SPARE = (("#7A4B9A", "d"), ("#8C6D31", ">"), ("#B0B000", "8"))
 _LOG_FROM = 3.0  # a log scale from this ratio of the largest to the smallest loss
 
 
@@ -47,7 +34,7 @@ def draw(runs: list[RunFile], title: str, folder: Path) -> list[Path]:
         title: Of the plots.
         folder: Where `epochs.png` and `seconds.png` go.
     """
-    curves = [_curve(run, number) for number, run in enumerate(runs)]
+    curves = [_curve(run) for run in runs]
     curves = [curve for curve in curves if curve.losses]
     return [
         _plot(curves, title, "epochs", folder / "epochs.png"),
@@ -55,15 +42,15 @@ def draw(runs: list[RunFile], title: str, folder: Path) -> list[Path]:
     ]
 
 
-def _curve(run: RunFile, number: int) -> _Curve:
+def _curve(run: RunFile) -> _Curve:
     name: str = run.config["method"]
     rows = [row for row in run.rows if row["train_loss"] is not None]
-    colour, marker = _STYLES.get(name) or _SPARE[number % len(_SPARE)]
+    drawn = style(name)
     label = METHODS[name].label if name in METHODS else name
     return _Curve(
         label + ("  diverged" if run.diverged else f"  {rows[-1]['train_loss']:.4g}" if rows else ""),
-        colour,
-        marker,
+        drawn.colour,
+        drawn.marker,
         name.startswith("locoprop"),
         [row["epoch"] for row in rows],
         [row["seconds"] for row in rows],

@@ -211,15 +211,24 @@ def read(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path} is no file of `locobench speed`: {error!r}") from error
 
 
-def read_prices(path: Path) -> dict[str, float]:
-    """Time ÷ Adam's by method, from the first section of a file that `save` wrote.
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows that have a price by method, from the first section of a file that `save` wrote.
 
     Raises:
         BenchError: The file cannot be read or is none of those.
     """
     rows = read(path)["prices"]
     return {
-        row["method"]: float(row["time_ratio"])
+        row["method"]: row
         for row in rows
         if "trouble" not in row and all(row.get(key) == rows[0].get(key) for key in ("width", "depth", "batch_size"))
     }
+
+
+def read_prices(path: Path) -> dict[str, float]:
+    """Time ÷ Adam's by method, from the first section of a file that `save` wrote.
+
+    Raises:
+        BenchError: The file cannot be read or is none of those.
+    """
+    return {method: float(row["time_ratio"]) for method, row in read_rows(path).items()}

@@ -13,6 +13,7 @@ from locobench.errors import BenchError
 Row = dict[str, Any]
 
 _CONFIG_KEYS = {"method", "lr", "data", "model", "epochs", "steps_per_epoch"}
+_TRIALS = "trials.jsonl"  # of a study: an export with a row per run, no run file
 _EPOCH_KEYS = {"method", "epoch", "seconds", "train_loss", "test_loss"}
 
 
@@ -129,7 +130,7 @@ def read_folder(folder: Path) -> list[RunFile]:
     """All runs in a folder and the folders in it, by path."""
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
-    paths = sorted(folder.rglob("*.jsonl"))
+    paths = sorted(path for path in folder.rglob("*.jsonl") if path.name != _TRIALS)
     if not paths:
         raise BenchError(f"{folder} holds no runs (*.jsonl); `locobench compare --out {folder}` makes some")
     return [read(path) for path in paths]

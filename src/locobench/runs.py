@@ -5,10 +5,13 @@ from typing import Protocol
 
 import torch
 
+from locobench import reconstructions
 from locobench.data import Images
 from locobench.errors import BenchError
+from locobench.provenance import commit, today
 from locobench.runfile import Row, RunFile, read, write_atomically
 from locobench.settings import Settings, machine, versions
+from locobench.stepping import evaluating
 from locobench.training import Diverged, Training
 
 
@@ -86,6 +89,10 @@ def _train(run: RunFile, training: Training, watcher: Watcher | None) -> None:
                 # The checkpoint comes first and holds the rows as well: an interruption between the two
                 # writes does not cost the epoch.
                 _save_checkpoint(run, training)
+            elif not run.diverged:
+                with evaluating(training.optimizer):
+                    path = reconstructions.path_of(run.path)
+                    reconstructions.save(training.model, training.test, training.shape, path)
             run.save()
             if watcher:
                 watcher.on_epoch(row, fresh=True)
@@ -143,6 +150,8 @@ def _config(settings: Settings, training: Training, images: Images) -> Row:
         "optimizer": training.options(),
         "versions": versions(),
         "machine": machine(settings.device),
+        "date": today(),
+        "commit": commit(),
     }
 
 

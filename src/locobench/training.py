@@ -35,6 +35,7 @@ class Training:
     Attributes:
         epoch: Epochs done.
         seconds: Spent on training so far: the steps alone, without gathering of batches and evaluation.
+        shape: Height and width of an image.
         steps_per_epoch: A last, partial batch is dropped.
         parameters: How many numbers are trained.
     """
@@ -44,6 +45,7 @@ class Training:
             raise BenchError(f"--batch-size {settings.batch_size} is more than the {len(images.train)} training images")
         self.settings = settings
         self.device = use_device(settings.device, settings.threads)
+        self.shape = images.shape
         self.train, self.test = images.train.to(self.device), images.test.to(self.device)
         self.steps_per_epoch = len(images.train) // settings.batch_size
         self.epoch, self.seconds = 0, 0.0

@@ -59,7 +59,9 @@ def test_compares_all_methods_and_shows_them_again(tmp_path: Path):
     for file in ("table.md", "epochs.png", "seconds.png"):
         assert f"written: {out / file}" in result.stdout
     assert (out / "epochs.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.suffix for path in out.iterdir()) == [".jsonl"] * len(METHODS) + [".md", ".png", ".png"]
+    drawn = {"table.md", "epochs.png", "seconds.png"}
+    images = {f"{name}.reconstructions.png" for name in METHODS}
+    assert {path.name for path in out.iterdir()} == drawn | images | {f"{name}.jsonl" for name in METHODS}
 
     (out / "table.md").unlink()
     (out / "seconds.png").unlink()

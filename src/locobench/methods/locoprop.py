@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from locobench.methods.method import Method
-from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, recipes
+from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, Spectral, recipes
 
 
 def _rmsprop_steps(
@@ -96,6 +96,16 @@ LOCOPROP_METHODS = [
         lr=300.0,
         cost=2.5,
         note="squared loss, solved by Cholesky factors, relative damping 1; the rate is the activation lr",
+    ),
+    Method(
+        "locoprop-spectral",
+        "LocoProp, spectral",
+        lambda model, lr, momentum=0.95, damping=0.01: LocoProp(
+            model, lr, solver=Spectral(momentum, damping=damping), output="sigmoid"
+        ),
+        lr=1e-2,
+        cost=4.5,
+        note="spectral steps: Nesterov momentum 0.95, relative damping 0.01",
     ),
     Method(
         "locoprop-s-cg",

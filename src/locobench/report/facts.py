@@ -1,0 +1,96 @@
+"""What one must know to trust or repeat a report: configuration, machine, versions, date, commit, and caveats."""
+
+import json
+from typing import Any
+
+from locobench.methods import METHODS
+from locobench.provenance import last_change
+from locobench.report.study import Study
+from locobench.report.summary import Summary
+
+_SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
+_ELSEWHERE = ("epochs", "schedule_epochs", "batch_size", "device", "threads", "machine", "versions")
+
+
+def facts(study: Study, summary: Summary, command: str) -> list[tuple[str, str]]:
+    """Name and value of each fact, in the order of the page."""
+    config = study.config
+    dates, commit = provenance(study)
+    found = [
+        (
+            "problem",
+            ", ".join(f"{key.replace('_', ' ')} {config[key]}" for key in _SHARED if config.get(key) is not None),
+        ),
+        ("images", f"{config.get('train_images', '?')} to train, {config.get('test_images', '?')} to test"),
+        ("parameters", f"{config['parameters']:,}".replace(",", " ") if "parameters" in config else "?"),
+        ("machine", machine(study)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items()) or "?"),
+        ("seeds", ", ".join(str(seed) for seed in sorted({run.config.get("seed", 0) for run in study.all_runs}))),
+        ("dates of the runs", dates),
+        ("commit", commit),
+        ("command", command),
+        *_of_study(study.info, config),
+        ("methods", "; ".join(f"{METHODS[m].label}: {METHODS[m].note}" for m in study.runs if m in METHODS)),
+    ]
+    return [(name, value) for name, value in [*found, *caveats(study, summary)] if value]
+
+
+def machine(study: Study) -> str:
+    """On what the runs ran."""
+    config = study.config
+    about = config.get("machine", {})
+    name = about.get("gpu") or about.get("cpu") or "unknown machine"
+    threads = config.get("threads", "?")
+    return f"{name}, {threads} thread" + ("" if threads == 1 else "s")
+
+
+def provenance(study: Study) -> tuple[str, str]:
+    """Dates and commits of the runs as they noted them, else of the last change to their files."""
+    dates = sorted({run.config["date"] for run in study.all_runs if run.config.get("date")})
+    commits = sorted({run.config["commit"] for run in study.all_runs if run.config.get("commit")})
+    change = None if dates and commits else last_change(study.folder)
+    if not dates and change is not None:
+        dates = [change[0]]
+    if not commits and change is not None:
+        commits = [f"{change[1]} (of the files)"]
+    return " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "", ", ".join(commits)
+
+
+def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
+    """What to mind when reading the numbers."""
+    found = []
+    if any(line.seeds > 1 for line in summary.lines):
+        found.append(("spread", "± is the standard deviation over the seeds"))
+    differing = [key for key in _ELSEWHERE if len({json.dumps(run.config.get(key)) for run in study.all_runs}) > 1]
+    if differing:
+        found.append(("not alike", f"the runs differ in {', '.join(differing).replace('_', ' ')}: compare with care"))
+    if not summary.priced:
+        found.append(("prices", "÷ Adam is by the runs' own seconds; other work on the machine blurs them"))
+    elif summary.blurred:
+        found.append(
+            ("prices", f"*: not in the file of prices, by the runs' own seconds: {', '.join(summary.blurred)}")
+        )
+    if study.from_search:
+        names = ", ".join(line.label for line in summary.lines if line.method in study.from_search)
+        found.append(("not rerun", f"the search's own best run, not fresh seeds: {names}"))
+    for run in study.all_runs:
+        if run.diverged:
+            why = run.rows[-1].get("message", "no reason recorded")
+            found.append(("diverged", f"{run.path.relative_to(study.folder)}: {why}"))
+    return found
+
+
+def _of_study(info: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `study.json` says besides what the runs say too: sampler, trials, search spaces …"""
+    known = {"problem", "versions", "machine"}
+    return [
+        (f"study: {key.replace('_', ' ')}", _plain(value))
+        for key, value in info.items()
+        if key not in known and not (key in config and config[key] == value)
+    ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_plain(part)}" for key, part in value.items())
+    return value if isinstance(value, str) else json.dumps(value)

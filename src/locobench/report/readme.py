@@ -1,0 +1,110 @@
+"""The results in README.md: a block between two comments that is written by `locobench report --readme`."""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from locobench.errors import BenchError
+from locobench.report import cells, facts
+from locobench.report.study import Study, load
+from locobench.report.summary import headline, summarize
+from locobench.report.write import command_of, title_of
+from locobench.runfile import write_atomically
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+_COMMAND = re.compile(r"`locobench report ([^`]*) --readme`")
+_PROVENANCE = "Runs of "
+
+
+def recorded(readme: Path) -> tuple[list[Path], Path | None]:
+    """Folders and file of prices of the command that the block names.
+
+    Raises:
+        BenchError: There is no such block, or it names no command.
+    """
+    _, block, _ = _split(readme)
+    found = _COMMAND.search(block)
+    if found is None:
+        raise BenchError(f"the block in {readme} names no folder yet; begin with `locobench report DIR --readme`")
+    words = shlex.split(found[1])
+    if "--speed" not in words:
+        return [Path(word) for word in words], None
+    option = words.index("--speed")
+    return [Path(word) for word in words[:option]], Path(words[option + 1])
+
+
+def rewrite(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> bool:
+    """Put the block as the folders' files give it; returns whether anything changed."""
+    before, old, after = _split(readme)
+    new = block(readme, folders, speed)
+    if new == old:
+        return False
+    write_atomically(readme, lambda file: file.write_text(before + new + after, encoding="utf-8"))
+    return True
+
+
+def is_current(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> bool:
+    """Whether the block says what the files give. Date and commit may lag: a commit cannot name itself."""
+    _, old, _ = _split(readme)
+    return _comparable(old) == _comparable(block(readme, folders, speed))
+
+
+def block(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> str:
+    """The block for these folders, without its two comments.
+
+    Args:
+        readme: It links the plots from where it lies.
+        folders: One part each.
+        speed: A file of `locobench speed`.
+    """
+    parts = [_part(readme, load(folder, speed)) for folder in folders]
+    made = f"Written from the run files by `{command_of(folders, speed)} --readme`."
+    return "\n" + "\n".join([*parts, made]) + "\n"
+
+
+def _part(readme: Path, study: Study) -> str:
+    summary = summarize(study)
+    heads = [column.title for column in cells.columns(summary)]
+    unknown = {
+        "trials": all(line.trials is None for line in summary.lines),
+        "bytes ÷ Adam": all(line.bytes_ratio is None for line in summary.lines),
+        "diverged": not any(line.diverged for line in summary.lines),
+    }
+    only = tuple(title for title in heads if not unknown.get(title))
+    picture = Path(os.path.relpath(study.folder / "report" / "train-epochs.png", readme.parent)).as_posix()
+    dates, commit = facts.provenance(study)
+    dated = f"{_PROVENANCE}{dates or 'an unknown date'}, commit {commit or 'unknown'}."
+    notes = [f"{value[0].upper()}{value[1:]}." for _, value in facts.caveats(study, summary)]
+    versions = study.config.get("versions", {})
+    where = f"{facts.machine(study)}, torch {versions.get('torch', '?')}"
+    return "\n".join(
+        [
+            f"**{title_of(study)}.** {' '.join(headline(study, summary))}",
+            "",
+            f"![Train loss against epochs, {title_of(study)}]({picture})",
+            "",
+            cells.markdown(summary, only),
+            "Train, test: cross-entropy summed over the pixels, mean over all images. To a loss: time until it is "
+            "passed, in whole epochs, divided by the whole time of the method whose final loss it is.",
+            f"{where}. {' '.join(notes)}",
+            dated,
+        ]
+    )
+
+
+def _comparable(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(_PROVENANCE)]
+
+
+def _split(readme: Path) -> tuple[str, str, str]:
+    """What comes before the block's text, the text, and what comes after it."""
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"cannot read {readme}: {error}; run this in the folder of README.md") from error
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise BenchError(f"{readme} should hold one {BEGIN} and after it one {END}, each on a line of its own")
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    return text[:start], text[start:end], text[end:]

@@ -1,0 +1,265 @@
+"""What a report is about, read from a study folder or from a plain folder of run files."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from locobench import prices
+from locobench.errors import BenchError
+from locobench.runfile import Row, RunFile, read, read_folder
+
+_TRIAL_KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "file"}
+_STATES = ("finished", "pruned", "diverged", "unfinished")
+_PROBLEM = ("protocol", "data", "model", "activation", "train_size")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that was tried in a search.
+
+    Attributes:
+        method: Name of the method.
+        state: `finished`, `pruned`, `diverged` or `unfinished`.
+        lr: Base learning rate.
+        params: The other tuned settings.
+        train_loss: The last one, None where there is none.
+        test_loss: Likewise.
+        epochs: That it lasted.
+        file: Its run file, which need not be there any more.
+    """
+
+    method: str
+    state: str
+    lr: float
+    params: dict[str, Any]
+    train_loss: float | None
+    test_loss: float | None
+    epochs: int
+    file: Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a report shows.
+
+    Attributes:
+        folder: Where it was read.
+        runs: By method the runs of its best settings, one a seed.
+        trials: Of the search; for a plain folder its runs, where they are more than one setting a method.
+        info: The content of `study.json`, empty for a plain folder.
+        prices: Rows of `locobench speed` by method, empty where there is no such file.
+        from_search: Methods whose best settings were not run on fresh seeds: their run is the search's own.
+    """
+
+    folder: Path
+    runs: dict[str, list[RunFile]]
+    trials: list[Trial]
+    info: dict[str, Any] = field(default_factory=dict)
+    prices: dict[str, Row] = field(default_factory=dict)
+    from_search: frozenset[str] = frozenset()
+
+    @property
+    def config(self) -> Row:
+        """Of one of the runs: for what they share."""
+        return next(iter(self.runs.values()))[0].config
+
+    @property
+    def all_runs(self) -> list[RunFile]:
+        """Of all methods."""
+        return [run for runs in self.runs.values() for run in runs]
+
+
+def load(folder: Path, speed: Path | None = None) -> Study:
+    """Read a folder.
+
+    Args:
+        folder: A study, or a folder of run files as `locobench compare` writes them, or of such folders.
+        speed: A file of `locobench speed`; by default `speed.json` in the folder, where there is one.
+
+    Raises:
+        BenchError: It holds no run, a file is damaged, or the results do not belong together.
+    """
+    if not folder.is_dir():
+        raise BenchError(f"{folder} is not a folder")
+    own = folder / "speed.json"
+    file = speed if speed is not None else own if own.exists() else None
+    rows = {} if file is None else prices.read_rows(file)
+    if (folder / "study.json").exists() or (folder / "trials.jsonl").exists():
+        return _study(folder, rows)
+    return _plain(folder, rows)
+
+
+def _plain(folder: Path, rows: dict[str, Row]) -> Study:
+    runs = read_folder(folder)
+    _belong_together(runs)
+    begun = [run for run in runs if run.rows]
+    if not begun:
+        raise BenchError(f"{folder} holds no run that has finished an epoch yet; report again later")
+    chosen = _best_settings(begun)
+    searched = {method for method in chosen if len({_settings(run) for run in runs if _method(run) == method}) > 1}
+    trials = [_as_trial(run) for run in runs] if searched else []
+    return Study(folder, chosen, trials, prices=rows)
+
+
+def _study(folder: Path, rows: dict[str, Row]) -> Study:
+    info = _json_object(folder / "study.json")
+    path = folder / "trials.jsonl"
+    trials = read_trials(path) if path.exists() else []
+    best = folder / "best"
+    runs = [read(file) for file in sorted(best.rglob("*.jsonl"))] if best.is_dir() else []
+    chosen = _best_settings([run for run in runs if run.rows])
+    alone = [run for method in dict.fromkeys(t.method for t in trials) if method not in chosen
+             for run in _best_of_search(trials, method)]  # fmt: skip
+    if not chosen and not alone:
+        raise BenchError(
+            f"{folder} holds no finished trial and no run of a best setting yet; `locobench tune` and "
+            "`locobench compare --tuned` make them"
+        )
+    chosen |= {_method(run): [run] for run in alone}
+    _belong_together([*runs, *alone], info, folder / "study.json")
+    return Study(folder, chosen, trials, info, rows, frozenset(_method(run) for run in alone))
+
+
+def _best_of_search(trials: list[Trial], method: str) -> list[RunFile]:
+    """The run of a method's best finished trial, if there is one and its file is there."""
+    finished = [t for t in trials if t.method == method and t.state == "finished" and t.train_loss is not None]
+    finished = [t for t in finished if t.file.exists()]
+    return [read(min(finished, key=lambda t: t.train_loss or 0.0).file)] if finished else []
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """Read `trials.jsonl`; an error names the line that is not as it should be."""
+    trials = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            trials.append(_trial(json.loads(line), path.parent))
+        except ValueError as error:
+            raise BenchError(
+                f"{path}, line {number} is damaged ({error}); the next trial of `locobench tune` writes the file anew"
+            ) from None
+    return trials
+
+
+def ceiling(trials: Sequence[Trial]) -> float:
+    """The upper edge: well above every method's best trial, where losses of thousands would flatten the rest."""
+    best: dict[str, float] = {}
+    for trial in trials:
+        if trial.train_loss is not None and trial.state != "diverged":
+            best[trial.method] = min(trial.train_loss, best.get(trial.method, trial.train_loss))
+    return 2 * max(best.values(), default=1.0)
+
+
+def _trial(row: object, folder: Path) -> Trial:
+    if not isinstance(row, dict) or _TRIAL_KEYS - row.keys():
+        raise ValueError(f"expected an object with {', '.join(sorted(_TRIAL_KEYS))}")
+    if not isinstance(row["method"], str) or not isinstance(row["file"], str):
+        raise ValueError("method and file should be strings")
+    if row["state"] not in _STATES:
+        raise ValueError(f"state should be one of {', '.join(_STATES)}, is {row['state']!r}")
+    if not _is_number(row["lr"]) or row["lr"] <= 0:
+        raise ValueError(f"lr should be a positive number, is {row['lr']!r}")
+    if not isinstance(row["params"], dict):
+        raise ValueError(f"params should be an object, is {row['params']!r}")
+    for key in ("train_loss", "test_loss"):
+        if row[key] is not None and not _is_number(row[key]):
+            raise ValueError(f"{key} should be a number or null, is {row[key]!r}")
+    if row["state"] == "finished" and row["train_loss"] is None:
+        raise ValueError("a finished trial should have a train_loss")
+    names = ("method", "state", "lr", "params", "train_loss", "test_loss", "epochs")
+    return Trial(**{name: row[name] for name in names}, file=folder / row["file"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """The object in a file, an empty one where the file is not there."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise BenchError(f"{path} is damaged (expected an object)")
+    return content
+
+
+def _method(run: RunFile) -> str:
+    name: str = run.config["method"]
+    return name
+
+
+def _settings(run: RunFile) -> str:
+    """Everything that tells runs of a method apart, besides the seed."""
+    config = run.config
+    keys = ("lr", "params", "epochs", "schedule_epochs", "batch_size")
+    return json.dumps([config.get(key) or ({} if key == "params" else None) for key in keys], sort_keys=True)
+
+
+def _as_trial(run: RunFile) -> Trial:
+    losses = [row for row in run.rows if row["train_loss"] is not None]
+    last = None if run.diverged or not losses else losses[-1]
+    return Trial(
+        _method(run),
+        "diverged" if run.diverged else "finished" if run.finished else "unfinished",
+        run.config["lr"],
+        run.config.get("params") or {},
+        last["train_loss"] if last else None,
+        last["test_loss"] if last else None,
+        len(run.rows),
+        run.path,
+    )
+
+
+def _best_settings(runs: Iterable[RunFile]) -> dict[str, list[RunFile]]:
+    """Of each method the runs with the settings that end lowest; finished ones before those under way."""
+    groups: dict[str, dict[str, list[RunFile]]] = {}
+    for run in runs:
+        groups.setdefault(_method(run), {}).setdefault(_settings(run), []).append(run)
+    chosen = {method: min(by_settings.values(), key=_rank) for method, by_settings in groups.items()}
+    for group in chosen.values():
+        seeds: dict[object, RunFile] = {}
+        for run in group:
+            other = seeds.setdefault(run.config.get("seed"), run)
+            if other is not run:
+                raise BenchError(
+                    f"{other.path} and {run.path} are the same run (same settings, same seed), which would count "
+                    "as two seeds; take one of them away"
+                )
+    return chosen
+
+
+def _rank(runs: list[RunFile]) -> tuple[bool, bool, float]:
+    losses = [row["train_loss"] for run in runs for row in run.rows[-1:] if row["train_loss"] is not None]
+    return (
+        any(run.diverged for run in runs),
+        not all(run.finished for run in runs),
+        fmean(losses) if losses else float("inf"),
+    )
+
+
+def _belong_together(runs: list[RunFile], info: dict[str, Any] | None = None, path: Path | None = None) -> None:
+    """Refuse results of different protocols or problems, by name."""
+    problem = {**(info or {}), **((info or {}).get("problem") or {})}
+    for key in _PROBLEM:
+        found: dict[str, tuple[Any, Path]] = {}
+        if key in problem and path is not None:
+            found[json.dumps(problem[key])] = (problem[key], path)
+        for run in runs:
+            value = run.config.get(key)
+            found.setdefault(json.dumps(value), (value, run.path))
+        if len(found) > 1:
+            each = ", ".join(f"{value} in {file}" for value, file in found.values())
+            raise BenchError(
+                f"results of different {key.replace('_', ' ')} do not go into one report: {each}; "
+                "report on folders of one kind each"
+            )

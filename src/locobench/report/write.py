@@ -1,0 +1,104 @@
+"""Writing a report: page, pictures and table into DIR/report."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from locobench.errors import BenchError
+from locobench.libraries import JINJA, PLOTLY
+from locobench.report import cells, pictures
+from locobench.report.facts import facts
+from locobench.report.study import Study, load
+from locobench.report.summary import Summary, headline, summarize
+from locobench.runfile import prepare_folder, write_atomically
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report.
+
+    Attributes:
+        study: What it is about.
+        summary: Its numbers.
+        title: Of page and plots.
+        files: That were written, the page first.
+    """
+
+    study: Study
+    summary: Summary
+    title: str
+    files: list[Path]
+
+
+def check() -> None:
+    """Refuse to begin where a library of the page is missing."""
+    missing = [library.install for library in (PLOTLY, JINJA) if library.missing]
+    if missing:
+        raise BenchError(f"the page needs a library that is not installed: {'; '.join(missing)}")
+
+
+def write(folder: Path, *, speed: Path | None = None, second_order: Path | None = None) -> Written:
+    """Read a folder and write its report; each file is put in its place as a whole.
+
+    Args:
+        folder: A study, or a folder of run files.
+        speed: A file of `locobench speed`.
+        second_order: A file of `locobench figure second-order`.
+
+    Raises:
+        BenchError: A library is missing, or what is read is not as it should be.
+    """
+    check()
+    from locobench.report import page
+    from locobench.report import second_order as resemblance
+
+    study = load(folder, speed)
+    summary = summarize(study)
+    content = None if second_order is None else resemblance.read(second_order)
+    title = title_of(study)
+    out = folder / "report"
+    prepare_folder(out)
+    command = command_of([folder], speed, second_order)
+    text = page.render(study, summary, title, command, content)
+    files = [_text(out / "report.html", text), _text(out / "table.md", _markdown(study, summary, command))]
+    return Written(study, summary, title, [*files, *_pictures(study, summary, title, out)])
+
+
+def command_of(folders: Sequence[Path], speed: Path | None = None, second_order: Path | None = None) -> str:
+    """What draws the report again."""
+    options = [("--speed", speed), ("--second-order", second_order)]
+    parts = [part for name, path in options if path is not None for part in (name, path.as_posix())]
+    return shlex.join(["locobench", "report", *(folder.as_posix() for folder in folders), *parts])
+
+
+def title_of(study: Study) -> str:
+    """What was trained on what, for how long."""
+    config = study.config
+    name = {"curves": "CURVES", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "usps": "USPS"}
+    epochs = "1 epoch" if config["epochs"] == 1 else f"{config['epochs']} epochs"
+    model = f"{config['model']} {config.get('activation', '')}".strip()
+    return f"{name.get(config['data'], config['data'])}: the {model} autoencoder, {epochs}"
+
+
+def _pictures(study: Study, summary: Summary, title: str, out: Path) -> list[Path]:
+    wanted = [("train", "epochs"), ("train", "seconds"), ("test", "epochs")]
+    if summary.priced:
+        wanted.append(("train", "adam_steps"))
+    drawn = [
+        pictures.losses(summary.lines, loss, against, title, out / f"{loss}-{against.replace('_', '-')}.png")
+        for loss, against in wanted
+    ]
+    if study.trials:
+        drawn.append(pictures.sensitivity(study.trials, title, out / "sensitivity.png"))
+    return drawn
+
+
+def _markdown(study: Study, summary: Summary, command: str) -> str:
+    notes = "\n".join(f"- {name}: {value}" for name, value in facts(study, summary, command))
+    return "\n".join([" ".join(headline(study, summary)), "", cells.markdown(summary), notes, ""])
+
+
+def _text(path: Path, text: str) -> Path:
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return path

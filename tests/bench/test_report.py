@@ -1,0 +1,436 @@
+"""A report says what the files say, whatever is missing in them, and refuses what does not belong together."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from locobench import cli_report, reconstructions, runfile
+from locobench.cli import app
+from locobench.errors import BenchError
+from locobench.libraries import Library
+from locobench.report import cells, charts, local_losses, page, second_order, write
+from locobench.report import readme as readme_block
+from locobench.report.study import ceiling, load
+from locobench.report.summary import Line, Mean, headline, settings_text, summarize
+from locobench.report.ticks import log_ticks
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def page_of(folder: Path) -> str:
+    """The page alone, which is quicker than all that the command draws."""
+    study = load(folder)
+    return page.render(study, summarize(study), write.title_of(study), "the command", None)
+
+
+def change_rows(path: Path, change) -> None:
+    """Rewrite a run file."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
+
+
+def last_losses(folder: Path, method: str) -> list[float]:
+    return [runfile.read(path).rows[-1]["train_loss"] for path in sorted(folder.glob(f"best/*/{method}.jsonl"))]
+
+
+def test_the_numbers_are_those_of_the_files(finished_study: Path):
+    study = load(finished_study)
+    summary = summarize(study)
+    for method in ("locoprop-m", "adam", "rmsprop", "sgd"):
+        line = summary.line(method)
+        a, b = last_losses(finished_study, method)
+        assert line.train.value == pytest.approx((a + b) / 2)
+        assert line.train.spread == pytest.approx(abs(a - b) / 2**0.5)
+        assert (line.seeds, line.status) == (2, "3")
+    ours, sgd, adam = summary.line("locoprop-m"), summary.line("sgd"), summary.line("adam")
+    assert (ours.trials, ours.diverged, sgd.diverged) == (2, 0, 1)
+    assert (ours.step_ratio, ours.bytes_ratio, ours.measured) == (7.5, 1.0, True)
+    assert summary.line("rmsprop").measured is False
+    assert summary.blurred == ["RMSProp"]
+    assert ours.curve.adam_steps == [15.0, 30.0, 45.0], "two steps an epoch, 7.5 times Adam's"
+    assert adam.to_adam == 1
+    reached = next((i for i, mean in enumerate(ours.curve.train) if mean.value <= adam.train.value), None)
+    assert ours.to_adam == (pytest.approx(7.5 * (reached + 1) / 3) if reached is not None else float("inf"))
+    assert [line.train.value for line in summary.lines] == sorted(line.train.value for line in summary.lines)
+
+
+def test_files_written(study: Path):
+    said = run("report", study)
+    out = study / "report"
+    names = {"report.html", "table.md", "sensitivity.png"}
+    names |= {f"{name}.png" for name in ("train-epochs", "train-seconds", "train-adam-steps", "test-epochs")}
+    assert {path.name for path in out.iterdir()} == names
+    assert all(f"written: {out / name}" in said for name in names)
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in names if name.endswith("png"))
+    table = (out / "table.md").read_text()
+    ours = summarize(load(study)).line("locoprop-m")
+    assert f"| LocoProp-M | lr 1e-3 | 2 | {ours.train.text} |" in table
+    assert "RMSProp" in table
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert text.count("await Plotly.newPlot") == 1
+    assert text.count("* plotly.js v") == 1, "its JavaScript is in it, once"
+    assert not re.search(r'<(script|link|img)[^>]+(src|href)="(?!data:)', text), "nothing is loaded"
+    for label in ("LocoProp-M", "Adam", "RMSProp", "SGD"):
+        assert f"Their reconstructions by {label}" in text
+
+
+def test_a_plain_folder_of_runs(study: Path):
+    folder = study / "best" / "1"
+    summary = summarize(load(folder))
+    assert {line.method for line in summary.lines} == {"locoprop-m", "adam", "rmsprop", "sgd"}
+    assert all(line.train.spread is None and line.trials is None for line in summary.lines)
+    assert "One seed each" in " ".join(headline(load(folder), summary))
+    assert 'id="sensitivity"' not in page_of(folder)
+
+
+def test_a_search_without_reruns_shows_its_best_trials(study: Path):
+    shutil.rmtree(study / "best")
+    loaded = load(study)
+    best = min(
+        (json.loads(line) for line in (study / "trials.jsonl").read_text().splitlines() if '"adam"' in line),
+        key=lambda row: row["train_loss"],
+    )
+    assert loaded.runs["adam"][0].path == study / best["file"]
+    assert loaded.from_search == {"locoprop-m", "adam", "sgd"}
+    assert "not fresh seeds" in page_of(study)
+
+
+def test_the_searches_that_are_kept_here():
+    study = load(RESULTS / "curves-search", RESULTS / "speed.json")
+    summary = summarize(study)
+    assert summary.line("adam").trials == 6
+    assert summary.line("locoprop-m").settings == "lr 1e-4"
+    assert len(study.trials) == len([*(RESULTS / "curves-search").rglob("*.jsonl")])
+    figure = charts.sensitivity(study.trials)
+    assert sum(len(trace.x) for trace in figure.data) == len(study.trials)
+
+
+def test_unfinished_and_single(study: Path):
+    change_rows(study / "best" / "1" / "adam.jsonl", lambda rows: rows[:2])
+    (study / "best" / "2" / "sgd.jsonl").unlink()
+    summary = summarize(load(study))
+    adam = summary.line("adam")
+    assert (adam.status, adam.curve.epochs) == ("1/3", [1]), "only what all seeds have"
+    assert summary.line("sgd").train.spread is None
+    run("report", study)
+
+
+def test_without_adam_and_without_any_first_order_method(study: Path):
+    for method in ("adam", "rmsprop", "sgd"):
+        for file in study.glob(f"best/*/{method}.*"):
+            file.unlink()
+    (study / "trials.jsonl").write_text("")
+    (study / "speed.json").unlink()
+    study_read = load(study)
+    summary = summarize(study_read)
+    (line,) = summary.lines
+    assert (line.to_adam, line.to_first_order, line.step_ratio) == (None, None, None)
+    assert summary.best_first_order is None
+    assert len(headline(study_read, summary)) == 1
+    table = cells.markdown(summary)
+    assert "| Adam | no trial finished | – |" in table, "the study's spaces name it"
+    assert "to the best first-order method's loss" in table
+    assert "no trial finished" in page_of(study)
+
+
+def test_diverged_runs(study: Path):
+    def diverge(rows):
+        lost = {"train_loss": None, "test_loss": None, "diverged": True, "message": "the loss is <nan>"}
+        return [*rows[:-1], {**rows[-1], **lost}]
+
+    change_rows(study / "best" / "1" / "adam.jsonl", diverge)
+    for seed in (1, 2):
+        change_rows(study / "best" / str(seed) / "sgd.jsonl", diverge)
+    summary = summarize(load(study))
+    assert summary.line("adam").status == "1 of 2 seeds diverged"
+    assert summary.line("adam").train.value == last_losses(study, "adam")[1], "of the other seed"
+    assert summary.line("sgd").train is None
+    assert "the loss is &lt;nan&gt;" in page_of(study)
+    for method in ("locoprop-m", "rmsprop", "adam"):
+        for seed in (1, 2):
+            change_rows(study / "best" / str(seed) / f"{method}.jsonl", diverge)
+    assert "all of them diverged" in headline(load(study), summarize(load(study)))[0]
+    run("report", study)
+
+
+def test_a_method_that_is_not_in_the_table_any_more(study: Path):
+    for seed in ("1", "2"):
+        file = study / "best" / seed / "sgd.jsonl"
+        change_rows(file, lambda rows: [{**row, "method": "old </script> one"} for row in rows])
+    text = page_of(study)
+    assert "old </script> one" not in text
+    assert "old &lt;/script&gt; one" in text
+
+
+def test_a_method_whose_library_is_missing(study: Path, monkeypatch: pytest.MonkeyPatch):
+    info = json.loads((study / "study.json").read_text())
+    info["spaces"]["soap"] = {}
+    (study / "study.json").write_text(json.dumps(info))
+    monkeypatch.setattr(Library, "missing", property(lambda self: self.module == "pytorch_optimizer"))
+    assert summarize(load(study)).absent == {"SOAP": "not installed: pip install pytorch_optimizer"}
+
+
+@pytest.mark.parametrize(("key", "value"), [("protocol", 7), ("data", "mnist"), ("activation", "relu")])
+def test_what_does_not_belong_together_is_refused_by_name(study: Path, key: str, value: object):
+    file = study / "best" / "2" / "adam.jsonl"
+    change_rows(file, lambda rows: [{**rows[0], key: value}, *rows[1:]])
+    line = refused("report", study)
+    assert f"results of different {key} do not go into one report" in line
+    assert f"{value} in {file}" in line
+    assert not (study / "report").exists()
+
+
+def test_the_same_run_twice_is_refused(study: Path):
+    shutil.copy(study / "best" / "1" / "adam.jsonl", study / "best" / "2" / "adam.jsonl")
+    assert "are the same run" in refused("report", study)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("{half a", "Expecting property name"),
+        ('{"method": "adam"}', "expected an object with"),
+        ('["a list"]', "expected an object with"),
+        ({"state": "lost"}, "state should be one of"),
+        ({"lr": "high"}, "lr should be a positive number"),
+        ({"train_loss": None}, "a finished trial should have a train_loss"),
+        ({"train_loss": float("nan")}, "train_loss should be a number or null"),
+        ({"params": 3}, "params should be an object"),
+    ],
+)
+def test_a_damaged_trial_is_named_by_file_and_line(study: Path, damage: object, reason: str):
+    path = study / "trials.jsonl"
+    lines = path.read_text().splitlines()
+    lines[2] = damage if isinstance(damage, str) else json.dumps({**json.loads(lines[2]), **damage})
+    path.write_text("\n".join(lines) + "\n")
+    line = refused("report", study)
+    assert f"{path}, line 3 is damaged ({reason}" in line
+
+
+def test_other_damage_is_named(study: Path, tmp_path: Path):
+    other = tmp_path / "second-order.json"
+    other.write_text('{"points": []}')
+    assert f"{other} is no file of" in refused("report", study, "--second-order", other)
+    (study / "best" / "1" / "adam.reconstructions.png").write_bytes(b"none")
+    assert "adam.reconstructions.png is damaged" in refused("report", study)
+    (study / "study.json").write_text("{")
+    assert "study.json is damaged" in refused("report", study)
+    assert "is not a folder" in refused("report", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "holds no runs" in refused("report", tmp_path / "empty")
+    (tmp_path / "empty" / "study.json").write_text("{}")
+    assert "holds no finished trial" in refused("report", tmp_path / "empty")
+
+
+def test_missing_libraries_say_what_to_install(study: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Library, "missing", property(lambda self: self.module in ("plotly", "tensorboard")))
+    assert refused("report", study).endswith("not installed: pip install plotly")
+    assert refused("export", study).endswith("not installed: pip install tensorboard")
+    assert not (study / "report").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from locobench import runfile
+from locobench.report import write
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+runfile.os.replace = die
+write.write(Path(sys.argv[1]))
+"""
+
+
+def test_kill_9_leaves_the_page_of_before(study: Path):
+    out = study / "report"
+    out.mkdir()
+    (out / "report.html").write_text("the page of before")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(study)], timeout=120, env=os.environ)
+    assert killed.returncode == -signal.SIGKILL
+    assert (out / "report.html").read_text() == "the page of before"
+    assert page_of(study).rstrip().endswith("</html>")
+
+
+def test_old_runs_without_reconstructions(study: Path):
+    for file in study.rglob("*.reconstructions.png"):
+        assert file.stat().st_size < 8000
+        file.unlink()
+    assert 'id="images"' not in page_of(study)
+
+
+def test_reconstructions_are_what_the_model_makes(tmp_path: Path):
+    images = torch.rand(12, 6)
+    path = tmp_path / "a.png"
+    reconstructions.save(torch.nn.Identity(), images, (2, 3), path)
+    with Image.open(path) as image:
+        assert image.size == (30, 4)
+        pixels = list(image.tobytes())
+    second = [pixels[row * 30 + 3 + column] for row in range(4) for column in range(3)]
+    assert second[:6] == [round(255 * v) for v in images[1].tolist()]
+    assert second[6:] == [round(255 * v) for v in images[1].sigmoid().tolist()]
+    assert reconstructions.read(tmp_path / "none.png") is None
+
+
+def test_the_local_losses_are_the_librarys():
+    table = local_losses.table()
+    at, target = table["predictions"].index(-1.0), table["targets"].index(1.5)
+    # For relu F(a) = max(a, 0)²/2: D = F(-1) - F(1.5) - 1.5 · (-1 - 1.5).
+    assert table["transfers"]["relu"]["matching"][target][at] == pytest.approx(-(1.5**2) / 2 + 1.5 * 2.5)
+    zero = table["predictions"].index(1.5)
+    for name in local_losses.TRANSFERS:
+        matching = table["transfers"][name]["matching"][target]
+        assert matching[zero] == pytest.approx(0, abs=1e-9)
+        assert min(matching) >= -1e-9
+    assert table["squared"][target][at] == pytest.approx(2.5**2 / 2)
+
+
+def test_the_second_order_figure():
+    content = second_order.read(RESULTS / "second-order.json")
+    assert second_order.views(content)[-1] == "120 training steps, damping 0.1"
+    figure = second_order.figure(content, "foof")
+    layers = content["points"][1]["layers"]
+    mean = sum(layer["dampings"][0]["updates"]["squared plain"]["foof"][-1] for layer in layers) / len(layers)
+    shown = [trace for trace in figure.data if trace.visible]
+    assert shown[0].y[-1] == pytest.approx(mean)
+    assert {trace.meta["view"] for trace in shown} == {"120 training steps, damping 1"}
+
+
+@pytest.mark.parametrize(("low", "high"), [(50, 300), (95, 110), (0.5, 9000)])
+def test_ticks_of_log_axes(low: float, high: float):
+    ticks = log_ticks(low, high)
+    assert 2 <= len(ticks) <= 14
+    assert all(0.8 * low <= tick <= 1.25 * high for tick in ticks)
+
+
+def test_trials_that_end_high_do_not_flatten_the_plot():
+    study = load(RESULTS / "curves-search")
+    worse = [*study.trials, replace(study.trials[0], train_loss=1e6, lr=9.0)]
+    assert ceiling(worse) == ceiling(study.trials)
+    traces = charts.sensitivity(worse).data
+    assert max(max(trace.y) for trace in traces) == ceiling(worse)
+    high = next(trace for trace in traces if 9.0 in trace.x)
+    at = high.x.index(9.0)
+    assert high.marker.symbol[at] == "arrow-up"
+    assert high.customdata[at][1] == "1000000.00", "pointing at it tells the true loss"
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "said"),
+    [
+        (Mean(50.0, 0.3), Mean(53.0, 0.5), "below"),
+        (Mean(53.0, 0.5), Mean(50.0, 0.3), "above"),
+        (Mean(50.0, 0.3), Mean(50.4, 0.5), "within the spread of seeds of"),
+        (Mean(50.0, None), Mean(50.4, 0.5), "below"),
+    ],
+)
+def test_a_difference_within_the_spread_is_no_win(study: Path, own: Mean, other: Mean, said: str):
+    loaded = load(study)
+    whole = summarize(loaded)
+
+    def put(line: Line, mean: Mean) -> Line:
+        return replace(line, curve=replace(line.curve, train=[mean]))
+
+    ours, rival = put(whole.line("locoprop-m"), own), put(whole.line("adam"), other)
+    text = headline(loaded, replace(whole, lines=[ours, rival], best_first_order=rival))[0]
+    assert (
+        f"LocoProp-M is at a train loss of {own.text}, {said} the best first-order method, Adam, at {other.text}"
+        in text
+    )
+
+
+def test_settings_are_short():
+    config = {"lr": 3.1234e-4, "params": {"beta1": 0.95, "steps": 5, "eps": 1e-8}}
+    assert settings_text(config) == "lr 3.12e-4, beta1 0.95, steps 5, eps 1e-8"
+
+
+MARKED = "# title\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nthe rest\n"
+
+
+def test_the_block_of_the_readme(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    readme = tmp_path / "README.md"
+    assert "cannot read README.md" in refused("report", "study", "--readme")
+    readme.write_text("no marks")
+    assert "should hold one <!-- results:begin -->" in refused("report", "study", "--readme")
+    readme.write_text(MARKED)
+    assert "names no folder yet" in refused("report", "--readme")
+    assert "out of date" in refused("report", "study", "--readme", "--check")
+    assert "written: README.md" in run("report", "study", "--readme")
+    text = readme.read_text()
+    ours = summarize(load(study)).line("locoprop-m")
+    assert text.startswith("# title\n\n<!-- results:begin -->\n")
+    assert text.endswith("<!-- results:end -->\n\nthe rest\n")
+    assert f"| LocoProp-M | lr 1e-3 | 2 | {ours.train.text} |" in text
+    assert "](study/report/train-epochs.png)" in text
+    assert "`locobench report study --readme`" in text
+    assert "up to date" in run("report", "--readme", "--check")
+    assert not readme_block.rewrite(readme, [Path("study")]), "nothing to change"
+    assert readme.read_text() == text
+    change_rows(study / "best" / "1" / "locoprop-m.jsonl", lambda rows: [*rows[:-1], {**rows[-1], "train_loss": 1.25}])
+    assert "out of date" in refused("report", "--readme", "--check")
+
+
+def test_this_projects_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(RESULTS.parent)
+    assert cli_report.README.exists()
+    run("report", "--readme", "--check")
+
+
+def test_arguments_that_make_no_sense(study: Path):
+    assert "--check goes with --readme" in refused("report", study, "--check")
+    assert "name a folder" in refused("report")
+
+
+def test_export_for_tensorboard(finished_study: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    best = finished_study / "best"
+    out = tmp_path / "tb"
+    said = run("export", best, "--tensorboard", out)
+    run("export", best, "--tensorboard", out)
+    assert f"written: {out / '1' / 'adam'}" in said
+    (file,) = (out / "1" / "adam").iterdir()
+    events = EventAccumulator(str(file))
+    events.Reload()
+    rows = runfile.read(best / "1" / "adam.jsonl").rows
+    found = events.Scalars("loss/train")
+    assert [event.step for event in found] == [1, 2, 3]
+    assert [event.value for event in found] == pytest.approx([row["train_loss"] for row in rows])
+    assert found[2].wall_time - found[0].wall_time == pytest.approx(rows[2]["seconds"] - rows[0]["seconds"], abs=1e-3)
+    assert events.Tags()["images"] == ["reconstructions"]
+    assert "does not exist" in refused("export", tmp_path / "nothing", "--tensorboard", out)
+
+
+def test_the_table_names_its_columns(finished_study: Path):
+    summary = summarize(load(finished_study))
+    titles = [column.title for column in cells.columns(summary)]
+    assert titles[:6] == ["method", "best settings", "trials", "train", "test", "step ÷ Adam"]
+    assert len(cells.row(summary.lines[0], summary)) == len(titles)
+    assert write.title_of(load(finished_study)) == "CURVES: the standard tanh autoencoder, 3 epochs"
+    with pytest.raises(BenchError, match="is not a folder"):
+        load(finished_study / "nothing")
