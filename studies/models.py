@@ -30,7 +30,7 @@ from locobench.pairs import Pair
 from locobench.runfile import write_atomically
 from locobench.schedules import linear_decay
 from locobench.settings import machine, versions
-from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer, Spectral, recipes
+from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer, Spectral
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "models"
 ROWS = 256  # of the fast local steps
@@ -57,6 +57,10 @@ def _scaled(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
     return lambda model, lr: LocoProp(model, activation_lr=lr, output="softmax", fallback=_rest(), **options)
 
 
+def _spectral(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
+    return lambda model, lr: LocoProp(model, lr, solver=Spectral(**options), output="softmax", fallback=_rest())
+
+
 METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "adamw": lambda model, lr: torch.optim.AdamW(model.parameters(), lr),
     "muon": lambda model, lr: Pair(model, lambda ps: torch.optim.Muon(ps, lr=lr, weight_decay=0.0), _rest()),
@@ -66,13 +70,10 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "locoprop-m-all": _loco(activation_lr=100.0, solver=FirstOrderSteps(momentum=0.9)),
     "locoprop-m-48": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=48, momentum=0.9)),
     "locoprop-m-0.9": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS, momentum=0.9)),
-    "spectral": lambda model, lr: recipes.spectral(model, lr, output="softmax", fallback=_rest()),
-    "spectral-0.1": lambda model, lr: LocoProp(
-        model, lr, solver=Spectral(damping=0.1), output="softmax", fallback=_rest()
-    ),
-    "spectral-1": lambda model, lr: LocoProp(
-        model, lr, solver=Spectral(damping=1.0), output="softmax", fallback=_rest()
-    ),
+    "spectral": _spectral(damping=0.01),
+    "spectral-0.1": _spectral(damping=0.1),
+    "spectral-1": _spectral(damping=1.0),
+    "spectral-0.1-every-5": _spectral(damping=0.1, average=0.8, every=5),
     "exact": _scaled(loss="squared", solver=Exact(1.0, average=0.9)),
     "exact-muon": lambda model, lr: LocoProp(
         model,

@@ -27,9 +27,8 @@ def step(model, x, y, lr=0.1, scale=1.0, output="identity", **options):
     optimizer.close()
 
 
-def by_singular_values(gradient, x, lr, damping, iterations=5):
+def by_singular_values(gradient, c, lr, damping, iterations=5):
     """The step with every factor taken apart: the quintic acts on each singular value alone."""
-    c = x.T @ x / len(x)
     factor = torch.linalg.cholesky(c + damping * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype))
     inverse = torch.linalg.inv(factor)
     u, s, v = torch.linalg.svd(gradient @ inverse.T, full_matrices=False)
@@ -56,12 +55,31 @@ def test_the_step(rows, d_in, d_out, bias, seed):
     found = gradients_of(model, x, y)
     gradient = torch.cat([found[0], found[1][:, None]], 1) if bias else found[0]
     columns = torch.cat([x, torch.ones(rows, 1, dtype=x.dtype)], 1) if bias else x
-    expected = by_singular_values(gradient, columns, 0.1, 0.01)
+    expected = by_singular_values(gradient, columns.T @ columns / rows, 0.1, 0.1)
     step(model, x, y)
     moved = [p.detach() - w for p, w in zip(model.parameters(), old, strict=True)]
     torch.testing.assert_close(moved[0], expected[:, :d_in], rtol=1e-6, atol=1e-9)
     if bias:
         torch.testing.assert_close(moved[1], expected[:, -1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_the_factor_is_renewed_at_intervals(average):
+    """Steps 0, 2, 4 renew C; the others take the one before."""
+    model = nn.Linear(5, 4, bias=False, dtype=torch.float64)
+    optimizer = LocoProp(model, 0.1, solver=Spectral(0.0, average=average, every=2, damping=1e-9), output="identity")
+    batches = [(draw(20, 5, seed=k) @ draw(5, 5, seed=k + 50), draw(20, 4, seed=k + 99)) for k in range(5)]
+    mean = None
+    for k, (x, y) in enumerate(batches):
+        if k % 2 == 0:
+            own = x.T @ x / 20
+            mean = own if mean is None else average * mean + (1 - average) * own
+        expected = by_singular_values(gradients_of(model, x, y)[0], mean, 0.1, 1e-9)
+        old = model.weight.detach().clone()
+        optimizer.zero_grad()
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+        torch.testing.assert_close(model.weight.detach() - old, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_lr_is_how_far_each_pre_activation_moves():
@@ -172,15 +190,16 @@ def test_groups_are_problems_of_their_own():
     torch.testing.assert_close(grouped.weight, torch.cat([h.weight for h in halves]), rtol=1e-6, atol=1e-9)
 
 
-def test_it_trains_convolutions_and_resumes_exactly():
+@pytest.mark.parametrize("every", [1, 4])
+def test_it_trains_convolutions_and_resumes_exactly(every):
     model = net()
-    optimizer = recipes.spectral(model, lr=0.03, output="softmax")
+    optimizer = recipes.spectral(model, lr=0.03, every=every, output="softmax")
     losses = train(model, optimizer, 12)
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     expected = train(model, optimizer, 5, first=12)
     other = net()
-    resumed = recipes.spectral(other, lr=0.03, output="softmax")
+    resumed = recipes.spectral(other, lr=0.03, every=every, output="softmax")
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     assert train(other, resumed, 5, first=12) == expected
@@ -238,6 +257,7 @@ def test_the_loss_matters_only_by_its_gradient(loss):
         ({"momentum": -0.1}, "momentum"),
         ({"damping": 0.0}, "damping"),
         ({"average": 1.0}, "average"),
+        ({"every": 0}, "every"),
         ({"iterations": 0}, "iterations"),
     ],
 )

@@ -119,18 +119,22 @@ def foof(model: nn.Module, lr: float, damping: float, **options: Any) -> LocoPro
     return LocoProp(model, activation_lr=lr, loss="squared", solver=Exact(damping, relative=False), **options)
 
 
-def spectral(model: nn.Module, lr: float = 0.01, momentum: float = 0.95, **options: Any) -> LocoProp:
+def spectral(
+    model: nn.Module, lr: float = 0.01, momentum: float = 0.95, damping: float = 0.1, every: int = 1, **options: Any
+) -> LocoProp:
     """Steepest descent in the spectral norm of the pre-activations: Muon that knows its inputs (see `Spectral`).
 
     What to begin with for convolutional networks and transformers; what is no layer goes to `fallback`.
 
     Args:
         model: The network.
-        lr: Root mean square by which a step moves each pre-activation, > 0; search 0.003 to 0.03.
+        lr: Root mean square by which a step moves each pre-activation, > 0; search 0.003 to 0.1.
         momentum: Of the gradients, in [0, 1).
+        damping: In units of the mean square of a layer's inputs, > 0; towards infinity the steps become Muon's.
+        every: The inputs' second moments are renewed in every so many steps, >= 1.
         options: Further arguments of `LocoProp`.
     """
-    return LocoProp(model, lr, solver=Spectral(momentum), **options)
+    return LocoProp(model, lr, solver=Spectral(momentum, damping=damping, every=every), **options)
 
 
 def implicit_sgd(model: nn.Module, lr: float, **options: Any) -> LocoProp:

@@ -26,12 +26,14 @@ class Spectral(Solver):
 
     C = XᵀX and M are running averages over mini-batches, (d_in + 1)² and d_out · (d_in + 1) numbers per layer. A bias
     is one more column of the weight, with ones in X; a convolution's groups have a C each. For convolutional networks
-    and transformers search lr from 0.003 to 0.03.
+    and transformers search lr from 0.003 to 0.1.
 
     Args:
         momentum: Of M, Nesterov's, in [0, 1).
         damping: λ in units of C's mean diagonal entry, > 0.
         average: Decay of the running average of C per row, in [0, 1); 0 uses this mini-batch alone.
+        every: C and its factor L are renewed in every so many steps, >= 1; L is kept in between, (d_in + 1)² more
+            numbers. The average then is one over the steps that renew it.
         iterations: Of the quintic Newton-Schulz iteration in the place of orth, >= 1.
 
     Raises:
@@ -40,52 +42,72 @@ class Spectral(Solver):
     """
 
     def __init__(
-        self, momentum: float = 0.95, *, damping: float = 0.01, average: float = 0.95, iterations: int = 5
+        self,
+        momentum: float = 0.95,
+        *,
+        damping: float = 0.1,
+        average: float = 0.95,
+        every: int = 1,
+        iterations: int = 5,
     ) -> None:
         check_range("momentum", momentum, 0, 1, inclusive=True)
         check_range("damping", damping, 0)
         check_range("average", average, 0, 1, inclusive=True)
+        check_count("every", every)
         check_count("iterations", iterations)
         self.momentum = float(momentum)
         self.damping = float(damping)
         self.average = float(average)
+        self.every = int(every)
         self.iterations = int(iterations)
 
     def solve(self, task: Task) -> None:
         """Take the step; see `Solver.solve`."""
-        problem, inputs = task.problem, with_ones(task)
-        gram = averaged_gram(inputs.to(torch.promote_types(problem.weight.dtype, torch.float32)), task, self.average)
-        gradient = wide(joined(problem.first_gradient(), task))
-        check_finite(gradient, problem)
+        gradient = wide(joined(task.problem.first_gradient(), task))
+        check_finite(gradient, task.problem)
         past = task.memory.get("momentum")
         moment = gradient if past is None else torch.add(gradient, past.to(gradient), alpha=self.momentum)
         if self.momentum:
             task.keep["momentum"] = moment
-        direction = torch.add(gradient, moment, alpha=self.momentum)
-        if not inputs.n:
-            return  # no rows, no metric: C is zero, too
-        groups = gram.shape[0] if gram.dim() == 3 else 1
-        matrix = by_group(direction, groups)
-        gram = gram.view(groups, *gram.shape[-2:])
-        mean = float(gram.diagonal(dim1=-2, dim2=-1).mean())
-        if not mean:
-            return  # all inputs are zero, and so is the gradient
-        factor = damped_cholesky(gram, self.damping * mean, problem.rows.name, "Spectral")
-        white = torch.linalg.solve_triangular(factor, matrix.mT, upper=False).mT
+        factor = self._factor(task)
+        if factor is None:
+            return
+        direction = by_group(torch.add(gradient, moment, alpha=self.momentum), len(factor))
+        white = torch.linalg.solve_triangular(factor, direction.mT, upper=False).mT
         change = torch.linalg.solve_triangular(factor, orthogonal(white, self.iterations), upper=False, left=False)
         change *= -(max(1.0, change.shape[-2] / change.shape[-1]) ** 0.5)
         move(task, change.flatten(0, 1), task.lrs)
 
+    def _factor(self, task: Task) -> Tensor | None:
+        """L, a matrix for each group; None where no input is but zero, which leaves no metric and no gradient."""
+        past, age = task.memory.get("factor"), task.memory.get("age", 0)
+        if past is not None and age < self.every:
+            task.keep["age"] = age + 1
+            return wide(past)
+        inputs = with_ones(task)
+        inputs = inputs.to(torch.promote_types(task.problem.weight.dtype, torch.float32))
+        gram = averaged_gram(inputs, task, self.average)
+        gram = gram.view(-1, *gram.shape[-2:])
+        mean = float(gram.diagonal(dim1=-2, dim2=-1).mean())
+        if not inputs.n or not mean:
+            return None
+        factor = damped_cholesky(gram, self.damping * mean, task.problem.rows.name, "Spectral")
+        if self.every > 1:
+            task.keep.update(factor=factor, age=1)
+        return factor
+
     def multiply_adds(self, size: Size, steps: int) -> int:
-        """Those of C, its factor, two triangular systems and the iterations."""
+        """Those of C and its factor per step, of two triangular systems and of the iterations."""
         n, d_in, d_out, groups = size.n, size.d_in, size.d_out, size.groups
         per_group = d_out // groups
         short, long = min(d_in, per_group), max(d_in, per_group)
         iteration = 2 * short**2 * long + short**3
-        return groups * (n * d_in**2 + d_in**3 // 6 + self.iterations * iteration) + d_out * d_in**2
+        renewal = (n * d_in**2 + d_in**3 // 6) // self.every
+        return groups * (renewal + self.iterations * iteration) + d_out * d_in**2
 
     def __repr__(self) -> str:
-        return f"Spectral(momentum={self.momentum:g}, damping={self.damping:g}, average={self.average:g})"
+        every = f", every={self.every}" if self.every > 1 else ""
+        return f"Spectral(momentum={self.momentum:g}, damping={self.damping:g}, average={self.average:g}{every})"
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:

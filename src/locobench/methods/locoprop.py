@@ -100,12 +100,12 @@ LOCOPROP_METHODS = [
     Method(
         "locoprop-spectral",
         "LocoProp, spectral",
-        lambda model, lr, momentum=0.95, damping=0.01: LocoProp(
+        lambda model, lr, momentum=0.95, damping=0.1: LocoProp(
             model, lr, solver=Spectral(momentum, damping=damping), output="sigmoid"
         ),
         lr=1e-2,
         cost=4.5,
-        note="spectral steps: Nesterov momentum 0.95, relative damping 0.01",
+        note="spectral steps: Nesterov momentum 0.95, relative damping 0.1",
     ),
     Method(
         "locoprop-s-cg",
