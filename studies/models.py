@@ -20,8 +20,6 @@ from typing import Any
 import torch
 import typer
 from nets import Problem, build
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
@@ -74,6 +72,7 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "spectral-0.1": _spectral(damping=0.1),
     "spectral-1": _spectral(damping=1.0),
     "spectral-0.1-every-5": _spectral(damping=0.1, average=0.8, every=5),
+    "spectral-1-every-5": _spectral(damping=1.0, average=0.8, every=5),
     "exact": _scaled(loss="squared", solver=Exact(1.0, average=0.9)),
     "exact-muon": lambda model, lr: LocoProp(
         model,
@@ -153,12 +152,17 @@ def train(
     return result
 
 
+def train_loss(row: dict[str, Any]) -> float:
+    """Mean over the last tenth of the steps; infinite where the run failed."""
+    return math.inf if row["failure"] else mean(row["losses"][-max(1, len(row["losses"]) // 10) :])
+
+
 def summary(row: dict[str, Any]) -> str:
     """Loss of the last tenth of the steps, and what the test images or windows say."""
     if row["failure"]:
-        return row["failure"][:60]
-    last = mean(row["losses"][-max(1, len(row["losses"]) // 10) :])
-    return f"train {last:.3f}  test {row['test_loss']:.3f}  {100 * row['test_accuracy']:.1f} %  {row['seconds']:.0f} s"
+        return str(row["failure"])[:60]
+    tested = f"test {row['test_loss']:.3f}  {100 * row['test_accuracy']:.1f} %"
+    return f"train {train_loss(row):.3f}  {tested}  {row['seconds']:.0f} s"
 
 
 @app.command()
@@ -209,16 +213,64 @@ def _stepper(problem: Problem, method: Callable[[nn.Module, float], Optimizer]) 
 
 
 @app.command()
+def runs(folder: Path = FOLDER) -> None:
+    """Every run."""
+    for row in _read(folder):
+        print(row["problem"], row["method"], f"{row['lr']:g}", row["seed"], summary(row))
+
+
+@app.command()
 def table(folder: Path = FOLDER) -> None:
-    """The runs, best of each method first."""
-    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/*.json"))]
-    for problem in sorted({row["problem"] for row in rows}):
-        drawn = Table("method", "lr", "seed", "result", title=problem)
-        for row in sorted(
-            (r for r in rows if r["problem"] == problem), key=lambda r: (r["method"], r["lr"], r["seed"])
-        ):
-            drawn.add_row(row["method"], f"{row['lr']:g}", str(row["seed"]), summary(row))
-        Console().print(drawn)
+    """The tables of docs/models.md: each method at its best rate, best method first."""
+    print("\n\n".join(f"{problem}\n\n{text}" for problem, text in tables(folder).items()))
+
+
+def tables(folder: Path = FOLDER) -> dict[str, str]:
+    """Markdown by problem. The rate with the lowest train loss of seed 0 is the best one; further seeds are of that."""
+    made = {}
+    for problem, rows in _grouped(_read(folder), "problem").items():
+        path = folder / f"prices-{problem}.json"
+        prices = json.loads(path.read_text())["methods"] if path.exists() else {}
+        best = []
+        for method, tried in _grouped(rows, "method").items():
+            searched = {row["lr"]: train_loss(row) for row in tried if row["seed"] == 0}
+            lr = min(searched, key=lambda rate: searched[rate])
+            best.append((method, searched, lr, [row for row in tried if row["lr"] == lr]))
+        best.sort(key=lambda entry: mean(train_loss(row) for row in entry[3]))
+        made[problem] = "\n".join([_HEAD, *(_line(*entry, prices.get(entry[0])) for entry in best)])
+    return made
+
+
+_HEAD = """| method | best rate | rates | seeds | train | test | accuracy | step ÷ AdamW | state | peak |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"""
+
+
+def _line(
+    method: str, searched: dict[float, float], lr: float, rows: list[dict[str, Any]], price: dict[str, float] | None
+) -> str:
+    edge = " (edge)" if len(searched) > 1 and lr in (min(searched), max(searched)) else ""
+    losses = [train_loss(row) for row in rows]
+    spread = f" ± {(max(losses) - min(losses)) / 2:.3f}" if len(losses) > 1 else ""
+    tested = f"{mean(row['test_loss'] for row in rows):.3f} | {100 * mean(row['test_accuracy'] for row in rows):.1f} %"
+    if price is None:
+        costs = "– | – | –"
+    else:
+        costs = f"{price['ratio']:.2f} | {price['state_ratio']:.2f} | {price['peak_ratio']:.2f}"
+    return (
+        f"| {method} | {lr:g}{edge} | {len(searched)} | {len(rows)} | {mean(losses):.3f}{spread} | {tested} | {costs} |"
+    )
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(path.read_text()) for path in folder.glob("*/*/*.json")]
+    return sorted(rows, key=lambda row: (row["problem"], row["method"], row["lr"], row["seed"]))
+
+
+def _grouped(rows: list[dict[str, Any]], key: str) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
 
 
 if __name__ == "__main__":
