@@ -32,3 +32,11 @@ def test_a_run_that_fails_says_so(models):
     result = models.train(problem, models.METHODS["adamw"], math.inf, seed=0, steps=3)
     assert result["failure"] == "the loss is not finite"
     assert "test_loss" not in result
+
+
+def test_the_documented_tables_are_those_of_the_files(models):
+    page = (STUDIES.parent / "docs" / "models.md").read_text()
+    tables = models.tables()
+    assert set(tables) == {"cnn", "gpt", "mlp", "vit"}
+    for table in tables.values():
+        assert table in page
