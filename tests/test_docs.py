@@ -459,7 +459,9 @@ def test_the_table_says_what_is_refused(solver):
     losses, regularizers, *_ = SOLVERS[solver]
     for (name, loss), regularizer in itertools.product(LOSSES.items(), REGULARIZERS):
         named = re.search(rf"`{type(regularizer).__name__}`", regularizers) is not None
-        takes = {"any": True, "quadratic": any(regularizer is q for q in QUADRATIC)}.get(regularizers, named)
+        takes = {"any": True, "none": regularizer is None, "quadratic": any(regularizer is q for q in QUADRATIC)}.get(
+            regularizers, named
+        )
         options = {"loss": loss, "target": GradientTarget(), "regularizer": regularizer}
         make = eval(solver, vars(torchloco))
         if takes and (losses == "any" or name in losses.split(", ")):

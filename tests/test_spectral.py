@@ -235,6 +235,84 @@ def test_a_layer_at_rest_stays():
         assert torch.equal(value, old[name])
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_dead_inputs_leave_the_weights_alone(every):
+    """Momentum without gradients would go on by its direction alone, in a metric that vanishes."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4, bias=False)
+    optimizer = LocoProp(model, 0.01, solver=Spectral(every=every), output="identity")
+    for k in range(200):
+        optimizer.zero_grad()
+        x = torch.randn(8, 6) if k < 20 else torch.zeros(8, 6)
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+        if k == 19:
+            old = model.weight.detach().clone()
+    assert torch.equal(model.weight, old)
+
+
+def test_a_dead_channel_rests_and_the_others_go_on():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU())
+    optimizer = LocoProp(model, 1e-3, solver=Spectral())
+    for k in range(60):
+        if k == 20:
+            with torch.no_grad():
+                model[0].bias[0] = -100.0
+            old = model[0].weight.detach().clone()
+        optimizer.zero_grad()
+        (model(torch.randn(4, 3, 5, 5)) - 1).square().mean().backward()
+        optimizer.step()
+    moved = (model[0].weight.detach() - old).flatten(1).abs().sum(1)
+    assert moved[0] == 0
+    assert (moved[1:] > 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_gradients_of_any_size(scale):
+    x, y = draw(50, 6).float(), draw(50, 4, seed=1).float()
+    torch.manual_seed(0)
+    start = nn.Linear(6, 4)
+    ends = []
+    for factor in (1.0, scale):
+        model = copy.deepcopy(start)
+        optimizer = LocoProp(model, 0.1, solver=Spectral(), output="identity")
+        (model(x) - y).backward((model(x) - y).detach() * factor)
+        optimizer.step()
+        optimizer.close()
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(ends[0], start.weight)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("d_in", [1, 6])
+def test_a_bias_may_be_frozen_and_freed(every, d_in):
+    model = nn.Linear(d_in, 4)
+    optimizer = LocoProp(model, 0.01, solver=Spectral(every=every), output="identity")
+    for free in (True, True, False, False, True, True):
+        model.bias.requires_grad_(free)
+        old = copy.deepcopy(model.state_dict())
+        optimizer.zero_grad()
+        (model(torch.randn(8, d_in)) - 1).square().mean().backward()
+        optimizer.step()
+        assert not torch.equal(model.weight, old["weight"])
+        assert torch.equal(model.bias, old["bias"]) == (not free)
+
+
+def test_cross_attention_counts_each_projections_rows():
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2, batch_first=True, bias=False).double()
+    optimizer = LocoProp(model, 0.01, solver=Spectral(damping=1e-9))
+    q, kv = draw(16, 4, 8), draw(16, 100, 8, seed=1)
+    old = model.in_proj_weight.detach().clone()
+    (model(q, kv, kv)[0] * draw(16, 4, 8, seed=2)).sum().backward()
+    optimizer.step()
+    change = (model.in_proj_weight.detach() - old).chunk(3)
+    moved = [(x @ w.T).square().mean().sqrt() for x, w in zip((q, kv, kv), change, strict=True)]
+    assert all(0.006 < m < 0.013 for m in moved)
+
+
 @pytest.mark.parametrize("loss", ["squared", "matching"])
 def test_the_loss_matters_only_by_its_gradient(loss):
     x, y = draw(50, 6), draw(50, 4, seed=1)

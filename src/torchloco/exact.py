@@ -42,7 +42,7 @@ def damped_cholesky(gram: Tensor, damping: float, layer: str, solver: str) -> Te
     Raises:
         RuntimeError: No damping helps; the matrix is not finite, say.
     """
-    matrix = "C" if solver == "Exact" else "a Hessian"
+    matrix = "a Hessian" if solver == "Newton" else "C"
     for attempt in range(12):
         damped = gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device) * damping
         factor: Tensor

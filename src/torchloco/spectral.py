@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from torchloco.checks import check_count, check_range
-from torchloco.exact import averaged_gram, damped_cholesky, wide
+from torchloco.exact import damped_cholesky, wide
 from torchloco.grouped import by_group
+from torchloco.inputs import Inputs
+from torchloco.losses import Loss
 from torchloco.problem import Size
+from torchloco.regularizers import Regularizer
 from torchloco.solvers import Solver, Task, check_finite, joined, move, with_ones
 
 # The quintic of Jordan et al. 2024: five iterations take all but tiny singular values of at most 1 to around 1.
@@ -21,8 +24,9 @@ class Spectral(Solver):
     The minimum of ⟨M, W̃ - W⟩ over all changes of W that move the pre-activations by at most so much in the spectral
     norm, ‖(W̃ - W) L‖₂; orth(UΣVᵀ) = UVᵀ. Muon (Jordan et al. 2024) does the same with L = I, so that its steps depend
     on how the inputs are scaled and correlated; these do not. `lr` is the step in units of pre-activations: the root of
-    the mean square by which a step moves each of them (for M of full rank and λ → 0). γ, the loss's reduction and the
-    batch size drop out. `local_steps` has no part in it.
+    the mean square by which a step moves each of them (for M of full rank and λ → 0; the damping shortens steps where a
+    layer's inputs are small beside the ones of its bias, or a group's beside the other groups'). γ, the loss's
+    reduction and the batch size drop out. `local_steps` has no part in it. Layers and groups without any gradient rest.
 
     C = XᵀX and M are running averages over mini-batches, (d_in + 1)² and d_out · (d_in + 1) numbers per layer. A bias
     is one more column of the weight, with ones in X; a convolution's groups have a C each. For convolutional networks
@@ -61,40 +65,72 @@ class Spectral(Solver):
         self.every = int(every)
         self.iterations = int(iterations)
 
+    def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
+        """No regularizer is taken: the length of the step is given, whatever the objective is."""
+        if regularizer is not None:
+            raise ValueError(
+                f"Spectral takes steps of a given length and no regularizer, got {regularizer!r}; use FirstOrderSteps "
+                "with it"
+            )
+
     def solve(self, task: Task) -> None:
         """Take the step; see `Solver.solve`."""
-        gradient = wide(joined(task.problem.first_gradient(), task))
+        # The positive factor of the first gradient, γ for one, would drop out.
+        gradient = wide(joined(task.problem.first[0], task))
         check_finite(gradient, task.problem)
         past = task.memory.get("momentum")
-        moment = gradient if past is None else torch.add(gradient, past.to(gradient), alpha=self.momentum)
+        moment = gradient if past is None else torch.add(gradient, _fitted(past, gradient), alpha=self.momentum)
         if self.momentum:
             task.keep["momentum"] = moment
-        factor = self._factor(task)
+        factor = self._factor(task, gradient)
         if factor is None:
             return
-        direction = by_group(torch.add(gradient, moment, alpha=self.momentum), len(factor))
+        # Groups without a gradient rest: of their momentum only the direction would count, until it is rounding.
+        gradients = by_group(gradient, len(factor))
+        moving = gradients.flatten(1).any(1)[:, None, None]
+        direction = torch.add(gradients, by_group(moment, len(factor)), alpha=self.momentum) * moving
         white = torch.linalg.solve_triangular(factor, direction.mT, upper=False).mT
         change = torch.linalg.solve_triangular(factor, orthogonal(white, self.iterations), upper=False, left=False)
         change *= -(max(1.0, change.shape[-2] / change.shape[-1]) ** 0.5)
         move(task, change.flatten(0, 1), task.lrs)
 
-    def _factor(self, task: Task) -> Tensor | None:
-        """L, a matrix for each group; None where no input is but zero, which leaves no metric and no gradient."""
-        past, age = task.memory.get("factor"), task.memory.get("age", 0)
-        if past is not None and age < self.every:
-            task.keep["age"] = age + 1
-            return wide(past)
+    def _factor(self, task: Task, gradient: Tensor) -> Tensor | None:
+        """L, a matrix for each group; None where nothing is to be done: no rows, no gradient, or inputs all zero."""
         inputs = with_ones(task)
-        inputs = inputs.to(torch.promote_types(task.problem.weight.dtype, torch.float32))
-        gram = averaged_gram(inputs, task, self.average)
-        gram = gram.view(-1, *gram.shape[-2:])
+        past, age = task.memory.get("factor"), task.memory.get("age", 0)
+        if not inputs.n or not bool(gradient.any()):
+            self._keep(task)
+            return None
+        if past is not None and past.shape[-1] == inputs.d_in and age < self.every:
+            self._keep(task)
+            task.keep["age"] = age + 1
+            return wide(past).to(gradient)
+        gram = self._second_moments(inputs.to(gradient.dtype), task)
         mean = float(gram.diagonal(dim1=-2, dim2=-1).mean())
-        if not inputs.n or not mean:
+        if not mean:
             return None
         factor = damped_cholesky(gram, self.damping * mean, task.problem.rows.name, "Spectral")
         if self.every > 1:
             task.keep.update(factor=factor, age=1)
         return factor
+
+    @staticmethod
+    def _keep(task: Task) -> None:
+        """Keep the metric as it is."""
+        task.keep.update({key: task.memory[key] for key in ("gram", "factor", "age") if key in task.memory})
+
+    def _second_moments(self, inputs: Inputs, task: Task) -> Tensor:
+        """C / N of each group, (g, d, d), averaged; groups whose inputs are all zero keep their average."""
+        gram = inputs.gram().view(-1, inputs.d_in, inputs.d_in)
+        rows = inputs.n if inputs.mask is None else inputs.mask.sum(1).clamp_min(1).to(gram)[:, None, None]
+        gram = gram / rows
+        past = task.memory.get("gram")
+        if past is not None and past.shape == gram.shape:
+            past = past.to(gram)
+            gram = torch.where(gram.flatten(1).any(1)[:, None, None], torch.lerp(gram, past, self.average), past)
+        if self.average:
+            task.keep["gram"] = gram
+        return gram
 
     def multiply_adds(self, size: Size, steps: int) -> int:
         """Those of C and its factor per step, of two triangular systems and of the iterations."""
@@ -107,7 +143,19 @@ class Spectral(Solver):
 
     def __repr__(self) -> str:
         every = f", every={self.every}" if self.every > 1 else ""
-        return f"Spectral(momentum={self.momentum:g}, damping={self.damping:g}, average={self.average:g}{every})"
+        iterations = f", iterations={self.iterations}" if self.iterations != 5 else ""
+        options = f"momentum={self.momentum:g}, damping={self.damping:g}, average={self.average:g}{every}{iterations}"
+        return f"Spectral({options})"
+
+
+def _fitted(past: Tensor, like: Tensor) -> Tensor:
+    """The past momentum with the bias's column dropped, or of zeros, where the bias was frozen or freed since."""
+    columns = like.shape[1]
+    return (
+        torch.nn.functional.pad(past.to(like), (0, columns - past.shape[1]))
+        if past.shape != like.shape
+        else past.to(like)
+    )
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
@@ -120,7 +168,9 @@ def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
     a, b, c = _QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
     x: Tensor = matrix.mT if tall else matrix
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    for order in (torch.inf, 2):  # the largest entry first, so that squares neither overflow nor vanish
+        size = torch.linalg.vector_norm(x, order, (-2, -1), keepdim=True)
+        x = x / torch.where(size > 0, size, 1)
     for _ in range(iterations):
         square = x @ x.mT
         x = a * x + torch.baddbmm(square, square, square, beta=b, alpha=c) @ x

@@ -278,6 +278,8 @@ def headline(study: Study, summary: Summary) -> list[str]:
     if rival and rival is not first and rival.train:
         sentence += f", {_compared(first.train, rival.train)} the best first-order method, {rival.label}, at "
         sentence += rival.train.text
+        if len(rival.curve.epochs) != len(first.curve.epochs):
+            sentence += f" after {_epochs(rival)}"
     sentences = [f"{sentence}."]
     second = summary.best(SECOND_ORDER)
     if second and second is not first and second.train:
