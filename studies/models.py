@@ -237,7 +237,7 @@ def tables(folder: Path = FOLDER) -> dict[str, str]:
             lr = min(searched, key=lambda rate: searched[rate])
             best.append((method, searched, lr, [row for row in tried if row["lr"] == lr]))
         best.sort(key=lambda entry: mean(train_loss(row) for row in entry[3]))
-        made[problem] = "\n".join([_HEAD, *(_line(*entry, prices.get(entry[0])) for entry in best)])
+        made[problem] = "\n".join([_HEAD, *(_line(*entry, prices) for entry in best)])
     return made
 
 
@@ -246,16 +246,20 @@ _HEAD = """| method | best rate | rates | seeds | train | test | accuracy | step
 
 
 def _line(
-    method: str, searched: dict[float, float], lr: float, rows: list[dict[str, Any]], price: dict[str, float] | None
+    method: str,
+    searched: dict[float, float],
+    lr: float,
+    rows: list[dict[str, Any]],
+    prices: dict[str, dict[str, float]],
 ) -> str:
     edge = " (edge)" if len(searched) > 1 and lr in (min(searched), max(searched)) else ""
     losses = [train_loss(row) for row in rows]
     spread = f" ± {(max(losses) - min(losses)) / 2:.3f}" if len(losses) > 1 else ""
     tested = f"{mean(row['test_loss'] for row in rows):.3f} | {100 * mean(row['test_accuracy'] for row in rows):.1f} %"
-    if price is None:
-        costs = "– | – | –"
-    else:
-        costs = f"{price['ratio']:.2f} | {price['state_ratio']:.2f} | {price['peak_ratio']:.2f}"
+    costs = "– | – | –"
+    if method in prices:
+        price, adamw = prices[method], prices["adamw"]
+        costs = f"{price['ratio']:.2f} | {price['state'] / adamw['state']:.2f} | {price['peak'] / adamw['peak']:.2f}"
     return (
         f"| {method} | {lr:g}{edge} | {len(searched)} | {len(rows)} | {mean(losses):.3f}{spread} | {tested} | {costs} |"
     )
