@@ -18,7 +18,7 @@ DOCS = (Path(__file__).parent.parent.parent / "docs" / "benchmark.md").read_text
 
 
 def test_the_documented_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (entry,) = re.findall(r"```python\n(Method\(.*?)```", DOCS, re.DOTALL)
+    (entry,) = re.findall(r"^(Method\(.*?)```", DOCS, re.DOTALL | re.MULTILINE)
     (space,) = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
     assert len(entry.splitlines()) + len(space.splitlines()) <= 10
     method = eval(entry, {"Method": Method, "torch": torch})
