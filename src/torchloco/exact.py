@@ -65,24 +65,6 @@ def wide(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def averaged_gram(inputs: Inputs, task: Task, average: float) -> Tensor:
-    """XᵀX / N, or the layer's running average of it, which is then kept in the task under "gram".
-
-    Args:
-        inputs: X of this mini-batch; without rows it leaves the average as it was.
-        task: Of the layer.
-        average: Decay of the average, in [0, 1); 0 keeps none.
-    """
-    per_row = inputs.gram() / max(1, inputs.n)
-    if not average:
-        return per_row
-    past = task.memory.get("gram")
-    if past is not None and past.shape == per_row.shape:
-        per_row = torch.lerp(per_row, past.to(per_row), average) if inputs.n else past.to(per_row)
-    task.keep["gram"] = per_row
-    return per_row
-
-
 class Exact(_Quadratic):
     """The minimum itself: W̃ = W - γ · ∂L/∂W · (C + λI)⁻¹ with C = XᵀX, by Cholesky factors (LocoProp-S solved exactly).
 
@@ -128,7 +110,7 @@ class Exact(_Quadratic):
             if pull is not None:
                 change += pull
         else:
-            gram = averaged_gram(inputs, task, self.average) * inputs.n if self.average else inputs.gram()
+            gram = self._averaged(inputs, task)
             scale = float(gram.diagonal(dim1=-2, dim2=-1).mean()) if self.relative else 1.0
             damping = self._total(scale, problem, gram)
             factor = damped_cholesky(gram, damping, problem.rows.name, "Exact")
@@ -141,6 +123,18 @@ class Exact(_Quadratic):
 
     def _total(self, scale: float, problem: LocalProblem, like: Tensor) -> float:
         return max(self.damping * scale, torch.finfo(like.dtype).tiny) + curvature(problem)
+
+    def _averaged(self, inputs: Inputs, task: Task) -> Tensor:
+        """C, or its running average in place of this mini-batch's."""
+        gram = inputs.gram()
+        if not self.average:
+            return gram
+        per_row = gram / max(1, inputs.n)
+        past = task.memory.get("gram")
+        if past is not None and past.shape == per_row.shape:
+            per_row = torch.lerp(per_row, past.to(per_row), self.average) if inputs.n else past.to(per_row)
+        task.keep["gram"] = per_row
+        return per_row * inputs.n
 
     def _pull(self, task: Task, damping: float) -> Tensor | None:
         """The regularizer's gradient at the old weights / λ, None where it is zero."""

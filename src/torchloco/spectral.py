@@ -104,7 +104,7 @@ class Spectral(Solver):
         if past is not None and past.shape[-1] == inputs.d_in and age < self.every:
             self._keep(task)
             task.keep["age"] = age + 1
-            return wide(past).to(gradient)
+            return past.to(gradient)
         gram = self._second_moments(inputs.to(gradient.dtype), task)
         mean = float(gram.diagonal(dim1=-2, dim2=-1).mean())
         if not mean:
@@ -150,12 +150,7 @@ class Spectral(Solver):
 
 def _fitted(past: Tensor, like: Tensor) -> Tensor:
     """The past momentum with the bias's column dropped, or of zeros, where the bias was frozen or freed since."""
-    columns = like.shape[1]
-    return (
-        torch.nn.functional.pad(past.to(like), (0, columns - past.shape[1]))
-        if past.shape != like.shape
-        else past.to(like)
-    )
+    return torch.nn.functional.pad(past.to(like), (0, like.shape[1] - past.shape[1]))
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
