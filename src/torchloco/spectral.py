@@ -104,7 +104,7 @@ class Spectral(Solver):
         if past is not None and past.shape[-1] == inputs.d_in and age < self.every:
             self._keep(task)
             task.keep["age"] = age + 1
-            return past.to(gradient)
+            return wide(past).to(gradient)
         gram = self._second_moments(inputs.to(gradient.dtype), task)
         mean = float(gram.diagonal(dim1=-2, dim2=-1).mean())
         if not mean:
