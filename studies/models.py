@@ -1,5 +1,6 @@
 """LocoProp against AdamW, Muon and SOAP on an MLP, a CNN, a vision transformer and a character GPT.
 
+    python studies/models.py search cnn adamw,muon,soap,spectral-0.1
     python studies/models.py run cnn adamw,muon 1e-3,3e-3 --seeds 0
     python studies/models.py table
     python studies/models.py prices cnn muon,soap,spectral
@@ -32,6 +33,7 @@ from torchloco import Bounded, Exact, FirstOrderSteps, LocoProp, OuterOptimizer,
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "models"
 ROWS = 256  # of the fast local steps
+TIMES = "-x"  # between a method and the multiple of the problem's steps that it takes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -40,6 +42,16 @@ def _soap(model: nn.Module, lr: float) -> Optimizer:
     from pytorch_optimizer import SOAP
 
     return SOAP(model.parameters(), lr=lr, weight_decay=0.0)
+
+
+def _muon_layers(model: nn.Module, lr: float) -> Optimizer:
+    """The weights of all layers, convolutions' as matrices; the rest to AdamW: the parting that LocoProp has."""
+    from pytorch_optimizer import Muon
+
+    weights = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    rest = [p for p in model.parameters() if not any(p is weight for weight in weights)]
+    adamw = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+    return Muon([{"params": weights, "lr": lr, "use_muon": True}, {"params": rest, "use_muon": False, **adamw}])
 
 
 def _rest(lr: float = 1e-3) -> Callable[[Any], Optimizer]:
@@ -62,6 +74,7 @@ def _spectral(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
 METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "adamw": lambda model, lr: torch.optim.AdamW(model.parameters(), lr),
     "muon": lambda model, lr: Pair(model, lambda ps: torch.optim.Muon(ps, lr=lr, weight_decay=0.0), _rest()),
+    "muon-layers": _muon_layers,
     "soap": _soap,
     "locoprop-m": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS)),
     "locoprop-s": _loco(activation_lr=100.0, loss="squared", solver=FirstOrderSteps(local_rows=ROWS)),
@@ -99,22 +112,65 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
 }
 
 
+# Where the search of each begins; the rates are 1 and 3 times a power of ten.
+BEGIN = {"adamw": 3e-3, "muon": 3e-2, "muon-layers": 3e-2, "soap": 1e-2, "locoprop": 3e-5, "spectral": 1e-2}
+
+
 @app.command()
-def run(problem: str, methods: str, lrs: str, seeds: str = "0", steps: int = 0, threads: int = 1) -> None:
+def run(problem: str, methods: str, lrs: str, seeds: str = "0", threads: int = 1) -> None:
     """Train every combination that has no file yet."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    prepare(threads)
     for seed in map(int, seeds.split(",")):
         for method in methods.split(","):
             for lr in map(float, lrs.split(",")):
-                path = FOLDER / problem / method / f"{lr:g}-{seed}.json"
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    result = train(build(problem, seed), METHODS[method], lr, seed, steps)
-                    row = {"problem": problem, "method": method, "lr": lr, "seed": seed, **result}
-                    text = json.dumps({**row, "versions": versions(), "machine": machine("cpu")}, allow_nan=False)
-                    write_atomically(path, lambda file, text=text: file.write_text(text + "\n"))
-                    print(path.relative_to(FOLDER), summary(row), flush=True)
+                one(problem, method, lr, seed)
+
+
+@app.command()
+def search(problem: str, methods: str, seeds: str = "0,1,2", threads: int = 1) -> None:
+    """The same for every method: at least four rates, until the best has a worse one on each side; then more seeds."""
+    prepare(threads)
+    first, *others = map(int, seeds.split(","))
+    for method in methods.split(","):
+        base = method.partition(TIMES)[0]
+        begin = BEGIN.get(base) or BEGIN[base.partition("-")[0]]
+        middle = round(2 * math.log10(begin))
+        losses = {k: train_loss(one(problem, method, rate(k), first)) for k in (middle, middle + 1)}
+        while True:
+            best, low, high = min(losses, key=lambda k: losses[k]), min(losses), max(losses)
+            if low < best < high and len(losses) >= 4:
+                break
+            k = low - 1 if best == low or (best < high and best - low < high - best) else high + 1
+            losses[k] = train_loss(one(problem, method, rate(k), first))
+        for seed in others:
+            one(problem, method, rate(best), seed)
+
+
+def rate(k: int) -> float:
+    """1 and 3 times powers of ten: -4 → 0.01, -3 → 0.03."""
+    return float(f"{(3 if k % 2 else 1)}e{k // 2}")
+
+
+def prepare(threads: int) -> None:
+    """Settings of torch for every run."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+def one(problem: str, method: str, lr: float, seed: int) -> dict[str, Any]:
+    """The run's row; from its file if it has one. ``muon-x2.5`` takes 2.5 times the problem's steps."""
+    path = FOLDER / problem / method / f"{lr:g}-{seed}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    task = build(problem, seed)
+    base, _, times = method.partition(TIMES)
+    result = train(task, METHODS[base], lr, seed, round(task.steps * float(times or 1)))
+    row = {"problem": problem, "method": method, "lr": lr, "seed": seed, **result}
+    text = json.dumps({**row, "versions": versions(), "machine": machine("cpu")}, allow_nan=False)
+    write_atomically(path, lambda file: file.write_text(text + "\n"))
+    print(path.relative_to(FOLDER), summary(row), flush=True)
+    return row
 
 
 def train(
@@ -168,8 +224,7 @@ def summary(row: dict[str, Any]) -> str:
 @app.command()
 def prices(problem: str, methods: str, rounds: int = 7, threads: int = 2) -> None:
     """Time and memory of a step ÷ AdamW's, in turns in one process; to results/models/prices-PROBLEM.json."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    prepare(threads)
     names = ["adamw", *(name for name in methods.split(",") if name != "adamw")]
     steps = {name: _stepper(build(problem, 0), METHODS[name]) for name in names}
     for step, _ in steps.values():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from torchloco import Anderson, ConjugateGradient, Exact, FirstOrderSteps, LocoProp, Newton, SquaredDistance
+from torchloco import Anderson, ConjugateGradient, Exact, FirstOrderSteps, LocoProp, Newton, Spectral, SquaredDistance
 
 GAMMA = 0.5
 E = 6
@@ -273,3 +273,17 @@ def test_projections_have_groups_of_their_own():
     assert [info.name for info in optimizer.layers] == ["attention.in_proj"]
     assert optimizer.fallback_parameters == ["attention.out_proj.weight", "attention.out_proj.bias"]
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+
+
+@pytest.mark.parametrize("solver", [Exact(average=0.9), Spectral()], ids=["exact", "spectral"])
+def test_averaged_second_moments_are_per_row_of_each_group(solver):
+    """Queries and keys of different number: each group's C is divided by its own rows."""
+    torch.manual_seed(0)
+    model = Attention("encoder")
+    q, k = (torch.randn(n, 3, E, dtype=torch.float64) for n in (7, 2))
+    optimizer = LocoProp(model, 1e-3, loss="squared", solver=solver)
+    step(model, (q, k, k), optimizer)
+    (state,) = (s for s in optimizer.state_dict()["state"].values() if len(s["memory"]["solver"]["gram"]) > 1)
+    for gram, x in zip(state["memory"]["solver"]["gram"], (q, k, k), strict=True):
+        rows = nn.functional.pad(x.flatten(0, 1), (0, 1), value=1.0)
+        assert_close(gram, rows.t() @ rows / len(rows))

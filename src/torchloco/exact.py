@@ -12,6 +12,7 @@ from torchloco.conjugate import conjugate_gradient
 from torchloco.grouped import by_group
 from torchloco.inputs import Inputs
 from torchloco.losses import Loss, SquaredLoss
+from torchloco.moments import averaged_moments, rows_of_groups
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
 from torchloco.solvers import Solver, Task, check_curvature, check_finite, curvature, joined, move, with_ones
@@ -110,7 +111,7 @@ class Exact(_Quadratic):
             if pull is not None:
                 change += pull
         else:
-            gram = self._averaged(inputs, task)
+            gram = self._gram(inputs, task)
             scale = float(gram.diagonal(dim1=-2, dim2=-1).mean()) if self.relative else 1.0
             damping = self._total(scale, problem, gram)
             factor = damped_cholesky(gram, damping, problem.rows.name, "Exact")
@@ -124,17 +125,12 @@ class Exact(_Quadratic):
     def _total(self, scale: float, problem: LocalProblem, like: Tensor) -> float:
         return max(self.damping * scale, torch.finfo(like.dtype).tiny) + curvature(problem)
 
-    def _averaged(self, inputs: Inputs, task: Task) -> Tensor:
-        """C, or its running average in place of this mini-batch's."""
-        gram = inputs.gram()
+    def _gram(self, inputs: Inputs, task: Task) -> Tensor:
+        """C, or with its running average as if all rows had had it."""
         if not self.average:
-            return gram
-        per_row = gram / max(1, inputs.n)
-        past = task.memory.get("gram")
-        if past is not None and past.shape == per_row.shape:
-            per_row = torch.lerp(per_row, past.to(per_row), self.average) if inputs.n else past.to(per_row)
-        task.keep["gram"] = per_row
-        return per_row * inputs.n
+            return inputs.gram()
+        moments = averaged_moments(inputs, task, self.average)
+        return moments * rows_of_groups(inputs).to(moments)
 
     def _pull(self, task: Task, damping: float) -> Tensor | None:
         """The regularizer's gradient at the old weights / λ, None where it is zero."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchloco.checks import check_count, check_range
 from torchloco.exact import damped_cholesky, wide
 from torchloco.grouped import by_group
-from torchloco.inputs import Inputs
 from torchloco.losses import Loss
+from torchloco.moments import averaged_moments
 from torchloco.problem import Size
 from torchloco.regularizers import Regularizer
 from torchloco.solvers import Solver, Task, check_finite, joined, move, with_ones
@@ -105,7 +105,7 @@ class Spectral(Solver):
             self._keep(task)
             task.keep["age"] = age + 1
             return wide(past).to(gradient)
-        gram = self._second_moments(inputs.to(gradient.dtype), task)
+        gram = averaged_moments(inputs.to(gradient.dtype), task, self.average)
         mean = float(gram.diagonal(dim1=-2, dim2=-1).mean())
         if not mean:
             return None
@@ -118,19 +118,6 @@ class Spectral(Solver):
     def _keep(task: Task) -> None:
         """Keep the metric as it is."""
         task.keep.update({key: task.memory[key] for key in ("gram", "factor", "age") if key in task.memory})
-
-    def _second_moments(self, inputs: Inputs, task: Task) -> Tensor:
-        """C / N of each group, (g, d, d), averaged; groups whose inputs are all zero keep their average."""
-        gram = inputs.gram().view(-1, inputs.d_in, inputs.d_in)
-        rows = inputs.n if inputs.mask is None else inputs.mask.sum(1).clamp_min(1).to(gram)[:, None, None]
-        gram = gram / rows
-        past = task.memory.get("gram")
-        if past is not None and past.shape == gram.shape:
-            past = past.to(gram)
-            gram = torch.where(gram.flatten(1).any(1)[:, None, None], torch.lerp(gram, past, self.average), past)
-        if self.average:
-            task.keep["gram"] = gram
-        return gram
 
     def multiply_adds(self, size: Size, steps: int) -> int:
         """Those of C and its factor per step, of two triangular systems and of the iterations."""
