@@ -296,7 +296,10 @@ def test_running_average_of_c():
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
-    assert [optimizer.state[model[i].weight]["memory"]["solver"]["gram"].shape for i in (0, 2)] == [(2, 7, 7), (1, 13, 13)]
+    assert [optimizer.state[model[i].weight]["memory"]["solver"]["gram"].shape for i in (0, 2)] == [
+        (2, 7, 7),
+        (1, 13, 13),
+    ]
 
 
 # --- calls and modules ------------------------------------------------------------------------------------------------
