@@ -67,6 +67,19 @@ def _scaled(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
     return lambda model, lr: LocoProp(model, activation_lr=lr, output="softmax", fallback=_rest(), **options)
 
 
+def _mlp(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
+    """Only the linear layers of the transformers' MLPs; attention and the rest go to AdamW."""
+
+    def make(model: nn.Module, lr: float) -> Optimizer:
+        chosen = [m for name, m in model.named_modules() if name.endswith(("mlp_in", "mlp_out"))]
+        own = {p for m in chosen for p in m.parameters()}
+        rest = [p for p in model.parameters() if p not in own]
+        params = [{"params": list(own)}, {"params": rest, "fallback": True, "lr": 3e-3}]
+        return LocoProp(model, lr, params=params, **options)
+
+    return make
+
+
 def _spectral(**options: Any) -> Callable[[nn.Module, float], Optimizer]:
     return lambda model, lr: LocoProp(model, lr, solver=Spectral(**options), output="softmax", fallback=_rest())
 
@@ -81,6 +94,8 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "locoprop-m-all": _loco(activation_lr=100.0, solver=FirstOrderSteps(momentum=0.9)),
     "locoprop-m-48": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=48, momentum=0.9)),
     "locoprop-m-0.9": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS, momentum=0.9)),
+    "locoprop-s-mlp": _mlp(activation_lr=100.0, loss="squared", solver=FirstOrderSteps(local_rows=ROWS)),
+    "spectral-1-mlp": _mlp(solver=Spectral(damping=1.0)),
     "spectral": _spectral(damping=0.01),
     "spectral-0.1": _spectral(damping=0.1),
     "spectral-1": _spectral(damping=1.0),
@@ -199,9 +214,9 @@ def train(
         scheduler.step()
         seconds += perf_counter() - start
         losses.append(round(loss.item(), 5))
+    result: dict[str, Any] = {"losses": losses, "seconds": seconds, "failure": failure, "optimizer": repr(optimizer)}
     if hasattr(optimizer, "close"):
         optimizer.close()
-    result: dict[str, Any] = {"losses": losses, "seconds": seconds, "failure": failure, "optimizer": repr(optimizer)}
     if failure is None:
         problem.model.eval()
         result["test_loss"], result["test_accuracy"] = problem.evaluate(problem.test)
@@ -296,7 +311,7 @@ def tables(folder: Path = FOLDER) -> dict[str, str]:
     return made
 
 
-_HEAD = """| method | best rate | rates | seeds | train | test | accuracy | step ÷ AdamW | state | peak |
+_HEAD = """| method | best rate | rates | seeds | train | test | accuracy | time ÷ AdamW | state | peak |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"""
 
 
@@ -312,9 +327,10 @@ def _line(
     spread = f" ± {(max(losses) - min(losses)) / 2:.3f}" if len(losses) > 1 else ""
     tested = f"{mean(row['test_loss'] for row in rows):.3f} | {100 * mean(row['test_accuracy'] for row in rows):.1f} %"
     costs = "– | – | –"
-    if method in prices:
-        price, adamw = prices[method], prices["adamw"]
-        costs = f"{price['ratio']:.2f} | {price['state'] / adamw['state']:.2f} | {price['peak'] / adamw['peak']:.2f}"
+    base, _, times = method.partition(TIMES)
+    if base in prices:
+        price, adamw = prices[base], prices["adamw"]
+        costs = f"{price['ratio'] * float(times or 1):.2f} | {price['state'] / adamw['state']:.2f} | {price['peak'] / adamw['peak']:.2f}"
     return (
         f"| {method} | {lr:g}{edge} | {len(searched)} | {len(rows)} | {mean(losses):.3f}{spread} | {tested} | {costs} |"
     )
