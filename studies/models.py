@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import typer
+from blocks import Blocks
 from nets import Problem, build
 from torch import nn
 from torch.optim import Optimizer
@@ -96,6 +97,7 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "locoprop-m-0.9": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS, momentum=0.9)),
     "locoprop-s-mlp": _mlp(activation_lr=100.0, loss="squared", solver=FirstOrderSteps(local_rows=ROWS)),
     "spectral-1-mlp": _mlp(solver=Spectral(damping=1.0)),
+    "blocks": Blocks,
     "spectral": _spectral(damping=0.01),
     "spectral-0.1": _spectral(damping=0.1),
     "spectral-1": _spectral(damping=1.0),
@@ -128,7 +130,10 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
 
 
 # Where the search of each begins; the rates are 1 and 3 times a power of ten.
-BEGIN = {"adamw": 3e-3, "muon": 3e-2, "muon-layers": 3e-2, "soap": 1e-2, "locoprop": 3e-5, "spectral": 1e-2}
+BEGIN = {
+    **{"adamw": 3e-3, "muon": 3e-2, "muon-layers": 3e-2, "soap": 1e-2},
+    **{"locoprop": 3e-5, "blocks": 3e-4, "spectral": 1e-2},
+}
 
 
 @app.command()
@@ -330,7 +335,8 @@ def _line(
     base, _, times = method.partition(TIMES)
     if base in prices:
         price, adamw = prices[base], prices["adamw"]
-        costs = f"{price['ratio'] * float(times or 1):.2f} | {price['state'] / adamw['state']:.2f} | {price['peak'] / adamw['peak']:.2f}"
+        time = price["ratio"] * float(times or 1)
+        costs = f"{time:.2f} | {price['state'] / adamw['state']:.2f} | {price['peak'] / adamw['peak']:.2f}"
     return (
         f"| {method} | {lr:g}{edge} | {len(searched)} | {len(rows)} | {mean(losses):.3f}{spread} | {tested} | {costs} |"
     )
