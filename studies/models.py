@@ -129,7 +129,7 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
 }
 
 
-# Where the search of each begins; the rates are 1 and 3 times a power of ten.
+# Where the search of each begins.
 BEGIN = {
     **{"adamw": 3e-3, "muon": 3e-2, "muon-layers": 3e-2, "soap": 1e-2},
     **{"locoprop": 3e-5, "blocks": 3e-4, "spectral": 1e-2},
@@ -148,27 +148,34 @@ def run(problem: str, methods: str, lrs: str, seeds: str = "0", threads: int = 1
 
 @app.command()
 def search(problem: str, methods: str, seeds: str = "0,1,2", threads: int = 1) -> None:
-    """The same for every method: at least four rates, until the best has a worse one on each side; then more seeds."""
+    """The same for every method: rates, then more seeds of the best.
+
+    At least four rates of 1 and 3 times powers of ten, and more until the best has a worse one on each side; then one
+    between it and the better of these two.
+    """
     prepare(threads)
     first, *others = map(int, seeds.split(","))
     for method in methods.split(","):
         base = method.partition(TIMES)[0]
         begin = BEGIN.get(base) or BEGIN[base.partition("-")[0]]
-        middle = round(2 * math.log10(begin))
-        losses = {k: train_loss(one(problem, method, rate(k), first)) for k in (middle, middle + 1)}
+        middle = 2 * round(2 * math.log10(begin))
+        losses = {k: train_loss(one(problem, method, rate(k), first)) for k in (middle, middle + 2)}
         while True:
             best, low, high = min(losses, key=lambda k: losses[k]), min(losses), max(losses)
             if low < best < high and len(losses) >= 4:
                 break
-            k = low - 1 if best == low or (best < high and best - low < high - best) else high + 1
+            k = low - 2 if best == low or (best < high and best - low < high - best) else high + 2
             losses[k] = train_loss(one(problem, method, rate(k), first))
+        between = best + min((-1, 1), key=lambda side: losses[best + 2 * side])
+        losses[between] = train_loss(one(problem, method, rate(between), first))
+        best = min(losses, key=lambda k: losses[k])
         for seed in others:
             one(problem, method, rate(best), seed)
 
 
 def rate(k: int) -> float:
-    """1 and 3 times powers of ten: -4 → 0.01, -3 → 0.03."""
-    return float(f"{(3 if k % 2 else 1)}e{k // 2}")
+    """The k-th of …, 0.01, 0.02, 0.03, 0.05, 0.1, …, which is the -8th; every other one is a 1 or a 3."""
+    return float(f"{(1, 2, 3, 5)[k % 4]}e{k // 4}")
 
 
 def prepare(threads: int) -> None:
