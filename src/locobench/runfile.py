@@ -142,7 +142,7 @@ def prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have tried at the same time
     except OSError as error:
         raise BenchError(f"cannot write to --out {folder}: {error.strerror}; choose another folder") from error
 
@@ -150,7 +150,13 @@ def prepare_folder(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path`, then put it in its place in one go."""
     neighbour = path.with_name(path.name + ".part")
-    write(neighbour)
-    with open(neighbour, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(neighbour, path)
+    try:
+        write(neighbour)
+        with open(neighbour, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(neighbour, path)
+    except BaseException as error:
+        neighbour.unlink(missing_ok=True)  # half a file would take the room that a full disk lacks
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # writing to an open file does not say to which
+        raise

@@ -102,7 +102,18 @@ def _train(run: RunFile, training: Training, watcher: Watcher | None) -> None:
 
 def _save_checkpoint(run: RunFile, training: Training) -> None:
     state = {"rows": run.rows, **training.state_dict()}
-    write_atomically(run.checkpoint, lambda file: torch.save(state, file))
+    write_atomically(run.checkpoint, lambda path: _save(state, path))
+
+
+def _save(state: Row, path: Path) -> None:
+    """As torch.save, which hides what the system says (a full disk, say) behind an error of its own."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _resume(run: RunFile, training: Training) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from optuna.trial import TrialState
 from rich.console import Console
 from test_runs import some_images
@@ -25,6 +26,7 @@ from locobench.errors import BenchError
 from locobench.ledger import Ledger
 from locobench.libraries import Library
 from locobench.methods import METHODS, find_all
+from locobench.plain_errors import plain_errors
 from locobench.runfile import Row
 from locobench.study import Study, open_study
 from locobench.tuning import Search, method_rounds
@@ -97,10 +99,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def subprocess_of(folder: Path, *arguments: object) -> "subprocess.Popen[bytes]":
+def subprocess_of(folder: Path, *arguments: object, stderr: int | None = None) -> "subprocess.Popen[bytes]":
     program = "import sys; sys.path.insert(0, sys.argv[1]); import test_tune; test_tune.child(*sys.argv[2:])"
     command = [sys.executable, "-W", "ignore", "-c", program, Path(__file__).parent, folder, *arguments]
-    return subprocess.Popen([str(part) for part in command])
+    return subprocess.Popen([str(part) for part in command], stderr=stderr)
 
 
 def child(folder: str, what: str, *more: str) -> None:
@@ -111,6 +113,16 @@ def child(folder: str, what: str, *more: str) -> None:
 
         compare._Display.on_epoch = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         tuned.compare_tuned(Path(folder), [1, 2], None, Console(quiet=True))
+    if what == "full":
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(more[0]), resource.RLIM_INFINITY))
+        try:
+            with plain_errors(resumable=True):
+                search(Path(folder), "sgd,adam")
+        except typer.Exit as ended:
+            os._exit(ended.exit_code)
     kill = (more[0], int(more[1]), int(more[2])) if what == "kill" else None
     search(Path(folder), "sgd,adam", Log(kill, Path(folder) / "began.json"))
 
@@ -264,6 +276,21 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             search(tmp_path, "sgd", trials=1, epochs=1)
         other.rollback()
     other.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.parametrize("limit", [0, 50_000, 1_000_000])
+def test_a_full_disk_is_one_line_and_the_same_command_continues(whole: Path, tmp_path: Path, limit: int):
+    process = subprocess_of(tmp_path, "full", limit, stderr=subprocess.PIPE)
+    (line,) = process.communicate(timeout=120)[1].decode().strip().splitlines()
+    assert process.returncode == 2
+    assert str(tmp_path) in line
+    assert "make room" in line
+    assert "the same command continues" in line
+    assert not list(tmp_path.rglob("*.part"))
+    search(tmp_path, "sgd,adam")
+    assert results(tmp_path) == results(whole)
+    assert exported(tmp_path) == exported(whole)
 
 
 def test_another_problem_is_refused_by_name(whole: Path):
