@@ -228,11 +228,14 @@ def replaced(trial: Any, losses: list[float]) -> Any:
 
 
 def test_a_pruned_trial_is_written_down_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(proposals, "is_hopeless", lambda rows, epochs, history: len(rows) < epochs)
+    monkeypatch.setattr(proposals, "is_hopeless", lambda rows, epochs, history: bool(history) and len(rows) < epochs)
     search(tmp_path, "sgd")
     rows = exported(tmp_path)
     assert [(row["state"], row["epochs"]) for row in rows] == [("finished", 2)] * 2 + [("pruned", 1)] * 2
     assert not list(tmp_path.rglob("*.checkpoint"))
+    (tmp_path / "study.db").unlink()
+    assert search(tmp_path, "sgd").fresh == [], "not even with a new database"
+    assert exported(tmp_path) == rows
 
 
 def test_a_best_value_on_the_edge_is_said_and_widened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
