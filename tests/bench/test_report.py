@@ -19,7 +19,7 @@ from locobench import cli_report, reconstructions, runfile
 from locobench.cli import app
 from locobench.errors import BenchError
 from locobench.libraries import Library
-from locobench.report import cells, charts, local_losses, page, second_order, write
+from locobench.report import cells, charts, facts, local_losses, page, second_order, write
 from locobench.report import readme as readme_block
 from locobench.report.study import ceiling, load
 from locobench.report.summary import Line, Mean, headline, settings_text, summarize
@@ -117,6 +117,40 @@ def test_a_search_without_reruns_shows_its_best_trials(study: Path):
     assert loaded.runs["adam"][0].path == study / best["file"]
     assert loaded.from_search == {"locoprop-m", "adam", "sgd"}
     assert "not fresh seeds" in page_of(study)
+
+
+def test_a_search_that_is_not_finished_says_so(study: Path):
+    info = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**info, "trials": 3, "widened": {"sgd": [{}]}}))
+    rows = (study / "trials.jsonl").read_text().splitlines()
+    (study / "trials.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    loaded = load(study)
+    summary = summarize(loaded)
+    assert "The search is not finished." in headline(loaded, summary)
+    markdown = cells.markdown(summary)
+    assert "| Adam | lr 1e-3 | 2/3 |" in markdown
+    assert "| SGD | lr 0.01 | 2/6 |" in markdown
+    caveats = dict(facts.caveats(loaded, summary))
+    assert "LocoProp-M 1 of 3, Adam 2 of 3, RMSProp 0 of 3, SGD 2 of 6 trials" in caveats["search"]
+    assert caveats["trials"].endswith(": 2: Adam, SGD; 1: LocoProp-M; 0: RMSProp")
+
+
+def test_a_finished_search_has_nothing_to_say_about_trials(study: Path):
+    info = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**info, "spaces": {"adam": {}, "sgd": {}}}))
+    loaded = load(study)
+    assert not {"search", "trials"} & dict(facts.caveats(loaded, summarize(loaded))).keys()
+    assert "The search is not finished." not in headline(loaded, summarize(loaded))
+
+
+def test_runs_of_what_was_best_before_the_search_went_on_are_named(study: Path):
+    rows = [json.loads(line) for line in (study / "trials.jsonl").read_text().splitlines()]
+    better = {**rows[2], "lr": 0.5, "train_loss": 1.0}
+    worse = {**rows[4], "lr": 0.5, "train_loss": 9e4}
+    (study / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [better, rows[4], worse]))
+    loaded = load(study)
+    assert loaded.outdated == ["adam"]
+    assert dict(facts.caveats(loaded, summarize(loaded)))["outdated"].endswith("on fresh seeds: Adam")
 
 
 def test_the_searches_that_are_kept_here():

@@ -394,6 +394,17 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     assert command("compare", "--tuned", tmp_path, "--seeds", "1,2").exit_code == 0
     assert files == {path: path.read_bytes() for path in files}, "nothing is repeated"
 
+    better = {**best["sgd"], "lr": 0.5, "train_loss": 0.0, "seconds": 1.0}
+    with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write(json.dumps(better) + "\n")
+    refused = command("compare", "--tuned", tmp_path, "--seeds", "2,3")
+    assert refused.exit_code == 2
+    paths = " ".join(str(tmp_path / "best" / str(seed) / "sgd.jsonl") for seed in (1, 2))
+    assert f"better settings since these runs; take them away, then the same command makes them anew: {paths}" in (
+        refused.stderr
+    )
+    assert files == {path: path.read_bytes() for path in tmp_path.glob("best/*/*.jsonl")}
+
     for arguments, message in [
         (["--seeds", "0,1"], "--seeds must be at least 1"),
         (["--epochs", 3, "--lr", "sgd=1"], "--epochs, --lr cannot be given with --tuned"),
@@ -405,6 +416,8 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     (tmp_path / "trials.jsonl").write_text("\n".join([*lines[:2], "{half"]))
     assert "trials.jsonl, line 3 is damaged" in command("compare", "--tuned", tmp_path).stderr
+    (tmp_path / "trials.jsonl").unlink()
+    assert "has no finished trial yet" in command("compare", "--tuned", tmp_path).stderr
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def row(line: Line, summary: Summary) -> list[Cell]:
     return [
         Cell(line.label, line.label.lower()),
         Cell(line.settings, line.settings),
-        _count(line.trials),
+        _trials(line),
         _mean(line.train),
         _mean(line.test),
         _ratio(line.step_ratio, mark="*" if summary.priced and not line.measured else ""),
@@ -116,6 +116,13 @@ def _ratio(ratio: float | None, mark: str = "") -> Cell:
 def _reached(ratio: float | None) -> Cell:
     """A time to a loss, or that it is never reached."""
     return Cell("never", None) if ratio == inf else _ratio(ratio)
+
+
+def _trials(line: Line) -> Cell:
+    """How many there were, and how many there are to be where that is more."""
+    if line.trials is None or line.planned is None or line.trials >= line.planned:
+        return _count(line.trials)
+    return Cell(f"{line.trials}/{line.planned}", float(line.trials))
 
 
 def _count(count: int | None) -> Cell:

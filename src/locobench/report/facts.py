@@ -6,7 +6,7 @@ from typing import Any
 from locobench.methods import METHODS
 from locobench.provenance import last_change
 from locobench.report.study import Study
-from locobench.report.summary import Summary
+from locobench.report.summary import Summary, search_caveats
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
 _ELSEWHERE = ("epochs", "schedule_epochs", "batch_size", "device", "threads", "machine", "versions")
@@ -70,6 +70,7 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
         found.append(
             ("prices", f"*: not in the file of prices, by the runs' own seconds: {', '.join(summary.blurred)}")
         )
+    found += search_caveats(study)
     if study.from_search:
         names = ", ".join(line.label for line in summary.lines if line.method in study.from_search)
         found.append(("not rerun", f"the search's own best run, not fresh seeds: {names}"))

@@ -58,6 +58,7 @@ class Line:
         label: For people.
         settings: The best ones.
         trials: Of the search, None where there was none.
+        planned: How many these are to be in the end, None where that is not known.
         diverged: Trials that diverged; of the runs shown, where there was no search.
         seeds: Runs that were averaged.
         status: Epochs done, or what went wrong.
@@ -73,6 +74,7 @@ class Line:
     label: str
     settings: str
     trials: int | None
+    planned: int | None
     diverged: int
     seeds: int
     status: str
@@ -148,6 +150,7 @@ def summarize(study: Study) -> Summary:
             label=label(method),
             settings=settings_text(runs[0].config),
             trials=sum(trial.method == method for trial in study.trials) or None,
+            planned=study.planned.get(method),
             diverged=_diverged(study, method),
             seeds=len(runs),
             status=_status(runs),
@@ -264,6 +267,26 @@ def _absent(study: Study) -> dict[str, str]:
     return found
 
 
+def search_caveats(study: Study) -> list[tuple[str, str]]:
+    """What is not as it should be in the end, or not alike for all: numbers of trials, and runs of earlier bests."""
+    counts = {method: sum(trial.method == method for trial in study.trials) for method in study.planned}
+    found = []
+    lacking = [m for m, count in counts.items() if count < study.planned[m]]
+    if lacking:
+        each = ", ".join(f"{label(m)} {counts[m]} of {study.planned[m]}" for m in lacking)
+        found.append(("search", f"the search is not finished, its best settings may still change: {each} trials"))
+    if len(set(counts.values())) > 1:
+        groups: dict[int, list[str]] = {}
+        for method, count in counts.items():
+            groups.setdefault(count, []).append(label(method))
+        each = "; ".join(f"{count}: {', '.join(groups[count])}" for count in sorted(groups, reverse=True))
+        found.append(("trials", f"the methods have not had equal numbers of trials: {each}"))
+    if study.outdated:
+        names = ", ".join(label(method) for method in study.outdated)
+        found.append(("outdated", f"the search has found better settings since these runs on fresh seeds: {names}"))
+    return found
+
+
 def headline(study: Study, summary: Summary) -> list[str]:
     """What the data says, in sentences."""
     shown = [line for line in summary.lines if line.train]
@@ -287,6 +310,8 @@ def headline(study: Study, summary: Summary) -> list[str]:
     sentences += _times(first, summary)
     if any(line.status != shown[0].status for line in shown):
         sentences.append("Not all runs are of the same length or finished.")
+    if any(count > sum(trial.method == method for trial in study.trials) for method, count in study.planned.items()):
+        sentences.append("The search is not finished.")
     if max(line.seeds for line in shown) == 1:
         sentences.append("One seed each: how far results scatter is not known.")
     return sentences
