@@ -94,8 +94,9 @@ def _check_config(row: Row) -> None:
     for key in ("machine", "versions", "params"):
         if not isinstance(row.get(key, {}), dict):
             raise ValueError(f"{key} should be an object, is {row[key]!r}")
-    if not isinstance(row.get("lr", 1.0), int | float):
-        raise ValueError(f"lr should be a number, is {row['lr']!r}")
+    for key in ("lr", "initial_loss"):
+        if not isinstance(row.get(key, 1.0), int | float):
+            raise ValueError(f"{key} should be a number, is {row[key]!r}")
 
 
 def _check_epoch(row: Row, epoch: int) -> None:

@@ -158,6 +158,7 @@ def _config(settings: Settings, training: Training, images: Images) -> Row:
         "pixels": images.train.shape[1],
         "parameters": training.parameters,
         "steps_per_epoch": training.steps_per_epoch,
+        "initial_loss": training.initial_loss(),
         "optimizer": training.options(),
         "versions": versions(),
         "machine": machine(settings.device),

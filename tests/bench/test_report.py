@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,52 @@ def test_the_numbers_are_those_of_the_files(finished_study: Path):
     assert summary.blurred == ["RMSProp"]
     assert ours.curve.adam_steps == [15.0, 30.0, 45.0], "two steps an epoch, 7.5 times Adam's"
     assert adam.to_adam == 1
-    reached = next((i for i, mean in enumerate(ours.curve.train) if mean.value <= adam.train.value), None)
-    assert ours.to_adam == (pytest.approx(7.5 * (reached + 1) / 3) if reached is not None else float("inf"))
+    losses = [study.runs["locoprop-m"][0].config["initial_loss"], *(mean.value for mean in ours.curve.train)]
+    target = adam.train.value
+    epochs = next(
+        (i + (a - target) / (a - b) for i, (a, b) in enumerate(pairwise(losses)) if b <= target), float("inf")
+    )
+    assert ours.to_adam == pytest.approx(7.5 * epochs / 3)
     assert [line.train.value for line in summary.lines] == sorted(line.train.value for line in summary.lines)
+
+
+def with_losses(folder: Path, method: str, start: float | None, losses: list[float], seconds: list[float]) -> None:
+    """Put these numbers into the run files of all seeds."""
+
+    def change(rows):
+        config = {key: value for key, value in rows[0].items() if key != "initial_loss"}
+        config |= {} if start is None else {"initial_loss": start}
+        numbers = zip(rows[1:], losses, seconds, strict=True)
+        return [config, *({**row, "train_loss": loss, "seconds": end} for row, loss, end in numbers)]
+
+    for path in folder.glob(f"best/*/{method}.jsonl"):
+        change_rows(path, change)
+
+
+@pytest.mark.parametrize(
+    ("start", "losses", "epochs"),
+    [
+        (100.0, [50.0, 30.0, 20.0], 1.5),
+        (100.0, [40.0, 30.0, 20.0], 1.0),
+        (100.0, [20.0, 10.0, 5.0], 0.75),
+        (None, [20.0, 10.0, 5.0], 1.0),
+        (None, [60.0, 35.0, 5.0], 1.8),
+        (30.0, [50.0, 20.0, 5.0], 0.0),
+        (30.0, [20.0, 10.0, 5.0], 0.0),
+        (100.0, [60.0, 50.0, 41.0], float("inf")),
+    ],
+)
+def test_the_time_to_a_loss_is_interpolated(study: Path, start: float | None, losses: list[float], epochs: float):
+    with_losses(study, "adam", 100.0, [60.0, 50.0, 40.0], [1.0, 2.0, 3.0])
+    with_losses(study, "locoprop-m", start, losses, [1.0, 2.0, 3.0])
+    assert summarize(load(study)).line("locoprop-m").to_adam == pytest.approx(7.5 * epochs / 3)
+
+
+def test_a_pause_does_not_count_as_time_to_a_loss(study: Path):
+    (study / "speed.json").unlink()
+    with_losses(study, "adam", 100.0, [60.0, 50.0, 40.0], [1.0, 2.0, 1000.0])
+    with_losses(study, "locoprop-m", 100.0, [60.0, 40.0, 30.0], [500.0, 504.0, 508.0])
+    assert summarize(load(study)).line("locoprop-m").to_adam == pytest.approx(2 * 4 / 3)
 
 
 def test_files_written(study: Path):

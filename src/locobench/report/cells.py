@@ -6,6 +6,7 @@ from math import inf
 from locobench.report.summary import Line, Mean, Summary
 
 DASH = "–"
+_BETWEEN = "linearly interpolated within epochs"
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Cell:
 def columns(summary: Summary) -> list[Column]:
     """The columns of `row`."""
     rival = summary.best_first_order.label if summary.best_first_order else "the best first-order method"
-    goals = [Column("to Adam's loss", "time to Adam's final train loss, divided by Adam's whole time")]
+    goals = [Column("to Adam's loss", f"time to Adam's final train loss, {_BETWEEN}, divided by Adam's whole time")]
     if not _adam_leads(summary):
-        about = f"time to {rival}'s final train loss, divided by {rival}'s whole time"
+        about = f"time to {rival}'s final train loss, {_BETWEEN}, divided by {rival}'s whole time"
         goals.append(Column(f"to {rival}'s loss", about))
     price = "by `locobench speed`" if summary.priced else "by the runs' own seconds, which other work may have blurred"
     return [

@@ -1,6 +1,6 @@
 """The numbers of a report: mean curves, times to a target, and what follows from them in words."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 from statistics import fmean, median, stdev
@@ -40,6 +40,8 @@ class Curve:
         adam_steps: The same in steps of Adam, None where the price is not known.
         train: Train losses.
         test: Test losses.
+        start: Mean train loss before the first step, None where the runs' files do not say it.
+        epoch_cost: Time of an epoch: in steps of Adam where prices are known, else the runs' median in seconds.
     """
 
     epochs: list[int]
@@ -47,6 +49,8 @@ class Curve:
     adam_steps: list[float] | None
     train: list[Mean]
     test: list[Mean]
+    start: float | None
+    epoch_cost: float | None
 
 
 @dataclass(frozen=True)
@@ -140,10 +144,9 @@ def summarize(study: Study) -> Summary:
     """Compute everything that the table and the headline need."""
     ratios = _step_ratios(study)
     prices = ratios if study.prices else {}
-    curves = {method: _curve(runs, prices.get(method)) for method, runs in study.runs.items()}
+    curves = {method: _curve(runs, prices.get(method), bool(prices)) for method, runs in study.runs.items()}
     final = {method: curve.train[-1].value for method, curve in curves.items() if curve.train}
     first_order = min((m for m in final if family(m) == FIRST_ORDER), key=final.__getitem__, default=None)
-    priced = bool(study.prices)
     lines = [
         Line(
             method=method,
@@ -158,14 +161,14 @@ def summarize(study: Study) -> Summary:
             step_ratio=ratios.get(method),
             measured=method in study.prices,
             bytes_ratio=study.prices.get(method, {}).get("bytes_ratio"),
-            to_adam=_time_ratio(curves, method, "adam", priced),
-            to_first_order=_time_ratio(curves, method, first_order, priced),
+            to_adam=_time_ratio(curves, method, "adam"),
+            to_first_order=_time_ratio(curves, method, first_order),
         )
         for method, runs in study.runs.items()
     ]
     lines.sort(key=lambda line: final.get(line.method, float("inf")))
     best = next((line for line in lines if line.method == first_order), None)
-    return Summary(lines, _absent(study), best, priced)
+    return Summary(lines, _absent(study), best, bool(study.prices))
 
 
 def settings_text(config: dict[str, Any]) -> str:
@@ -184,7 +187,7 @@ def _setting(value: Any) -> str:
     return f"{float(digits):g}e{int(power)}"
 
 
-def _curve(runs: list[RunFile], price: float | None) -> Curve:
+def _curve(runs: list[RunFile], price: float | None, priced: bool) -> Curve:
     used = [run for run in runs if not run.diverged]
     length = min((len(run.rows) for run in used), default=0)
 
@@ -192,13 +195,19 @@ def _curve(runs: list[RunFile], price: float | None) -> Curve:
         return [_mean(run.rows[i][key] for run in used) for i in range(length)]
 
     epochs = list(range(1, length + 1))
-    per_epoch = price * used[0].config["steps_per_epoch"] if price and used else None
+    steps = used[0].config["steps_per_epoch"] if used else 0
+    per_epoch = price * steps if price and used else None
+    median_step = _median_step(used)
+    starts = [run.config.get("initial_loss") for run in used]
+    known = [start for start in starts if start is not None]
     return Curve(
         epochs,
         [mean.value for mean in over("seconds")],
         None if per_epoch is None else [epoch * per_epoch for epoch in epochs],
         over("train_loss"),
         over("test_loss"),
+        fmean(known) if known and len(known) == len(starts) else None,
+        per_epoch if priced else median_step * steps if median_step else None,
     )
 
 
@@ -224,20 +233,33 @@ def _median_step(runs: list[RunFile]) -> float | None:
     return median(found) if found else None
 
 
-def _time_ratio(curves: dict[str, Curve], method: str, other: str | None, priced: bool) -> float | None:
+def _time_ratio(curves: dict[str, Curve], method: str, other: str | None) -> float | None:
     """Time until the mean train loss is at most the other method's final one ÷ the other method's time.
 
-    It is counted in whole epochs: a loss that is passed within an epoch counts at the epoch's end.
+    An epoch's time is its price, or the median over a method's epochs, so that a pause in one of them does not count.
     """
     if other is None or other not in curves or not curves[other].train:
         return None
-    target = curves[other].train[-1].value
-    clock: Callable[[Curve], list[float] | None] = (lambda c: c.adam_steps) if priced else (lambda c: c.seconds)
-    own, its = clock(curves[method]), clock(curves[other])
-    if not own or not its:
+    own, its = curves[method], curves[other]
+    if not own.train or not own.epoch_cost or not its.epoch_cost:
         return None
-    reached = next((i for i, mean in enumerate(curves[method].train) if mean.value <= target), None)
-    return inf if reached is None else own[reached] / its[-1]
+    return _epochs_until(own, its.train[-1].value) * own.epoch_cost / (len(its.epochs) * its.epoch_cost)
+
+
+def _epochs_until(curve: Curve, target: float) -> float:
+    """After how many epochs the train loss is at most a target, infinite where it never is.
+
+    Between the ends of epochs the loss is taken to fall on a straight line. Where the loss before the first step is not
+    known, the first epoch counts as a whole.
+    """
+    before = curve.start
+    if before is not None and before <= target:
+        return 0.0
+    for done, mean in enumerate(curve.train):
+        if mean.value <= target:
+            return done + (1.0 if before is None else (before - target) / (before - mean.value))
+        before = mean.value
+    return inf
 
 
 def _diverged(study: Study, method: str) -> int:
