@@ -8,7 +8,7 @@ import torch
 from locobench import reconstructions
 from locobench.data import Images
 from locobench.errors import BenchError
-from locobench.provenance import commit, today
+from locobench.provenance import also, commit, today
 from locobench.runfile import Row, RunFile, read, write_atomically
 from locobench.settings import Settings, machine, versions
 from locobench.stepping import evaluating
@@ -60,6 +60,7 @@ def carry_out(
             run = RunFile(_path(settings, folder, name), _config(settings, training, images), [])
             run.checkpoint.unlink(missing_ok=True)  # of a run whose file was deleted: to begin it anew
         _refuse_differences(run, {"optimizer": training.options()}, run.config)
+        run.config["commit"] = also(run.config.get("commit"), commit())
         _resume(run, training)
         run.save()
         _report(run.rows, watcher)

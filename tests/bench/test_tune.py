@@ -304,6 +304,22 @@ def test_another_problem_is_refused_by_name(whole: Path):
     assert open_study(whole, {}, None).content == study.load(whole).content, "a folder needs no other options"
 
 
+def test_a_study_notes_under_what_it_was_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(study, "commit", lambda: "1130fb1")
+    begun = open_study(tmp_path, TINY, None).content
+    assert begun["commit"] == "1130fb1"
+    assert open_study(tmp_path, TINY, None).content == begun
+    monkeypatch.setattr(study, "commit", lambda: "ca1c0bb")
+    for _ in range(2):
+        content = open_study(tmp_path, TINY, None).content
+        assert content["commit"] == "1130fb1"
+        assert [one["commit"] for one in content["continued"]] == ["ca1c0bb"]
+    monkeypatch.setattr(study, "versions", lambda: {"torch": "9"})
+    content = open_study(tmp_path, TINY, None).content
+    assert [one["versions"] == {"torch": "9"} for one in content["continued"]] == [False, True]
+    assert study.load(tmp_path).content == content
+
+
 def test_another_protocol_is_refused(tmp_path: Path):
     content = {**open_study(tmp_path, TINY, None).content, "protocol": 99}
     (tmp_path / "study.json").write_text(json.dumps(content))

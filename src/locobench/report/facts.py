@@ -47,7 +47,7 @@ def machine(study: Study) -> str:
 def provenance(study: Study) -> tuple[str, str]:
     """Dates and commits of the runs as they noted them, else of the last change to their files."""
     dates = sorted({run.config["date"] for run in study.all_runs if run.config.get("date")})
-    commits = sorted({run.config["commit"] for run in study.all_runs if run.config.get("commit")})
+    commits = sorted({one for run in study.all_runs for one in (run.config.get("commit") or "").split(", ") if one})
     change = None if dates and commits else last_change(study.folder)
     if not dates and change is not None:
         dates = [change[0]]
