@@ -30,7 +30,10 @@ def facts(study: Study, summary: Summary, command: str) -> list[tuple[str, str]]
         ("commit", commit),
         ("command", command),
         *_of_study(study.info, config),
-        ("methods", "; ".join(f"{METHODS[m].label}: {METHODS[m].note}" for m in study.runs if m in METHODS)),
+        (
+            "methods, where the best settings say nothing else",
+            "; ".join(f"{METHODS[m].label}: {METHODS[m].note}" for m in study.runs if m in METHODS),
+        ),
     ]
     return [(name, value) for name, value in [*found, *caveats(study, summary)] if value]
 
