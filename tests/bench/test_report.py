@@ -119,7 +119,11 @@ def test_a_pause_does_not_count_as_time_to_a_loss(study: Path):
     (study / "speed.json").unlink()
     with_losses(study, "adam", 100.0, [60.0, 50.0, 40.0], [1.0, 2.0, 1000.0])
     with_losses(study, "locoprop-m", 100.0, [60.0, 40.0, 30.0], [500.0, 504.0, 508.0])
-    assert summarize(load(study)).line("locoprop-m").to_adam == pytest.approx(2 * 4 / 3)
+    loaded = load(study)
+    assert summarize(loaded).line("locoprop-m").to_adam == pytest.approx(2 * 4 / 3)
+    said = dict(facts.caveats(loaded, summarize(loaded)))["seconds"]
+    assert "best/1/adam.jsonl 333.3 times" in said
+    assert "best/2/locoprop-m.jsonl 42.3 times as long" in said
 
 
 def test_files_written(study: Path):

@@ -6,7 +6,7 @@ from typing import Any
 from locobench.methods import METHODS
 from locobench.provenance import last_change
 from locobench.report.study import Study
-from locobench.report.summary import Summary, search_caveats
+from locobench.report.summary import Summary, search_caveats, slowed
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
 _ELSEWHERE = ("epochs", "schedule_epochs", "batch_size", "device", "threads", "machine", "versions")
@@ -72,6 +72,12 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     elif summary.blurred:
         found.append(
             ("prices", f"*: not in the file of prices, by the runs' own seconds: {', '.join(summary.blurred)}")
+        )
+    factors = {run.path.relative_to(study.folder): slowed(run) for run in study.all_runs}
+    each = [f"{path} {factor:.1f} times" for path, factor in factors.items() if factor is not None]
+    if each:
+        found.append(
+            ("seconds", f"paused or slowed for a while, so that plots by seconds mislead: {', '.join(each)} as long")
         )
     found += search_caveats(study)
     if study.from_search:

@@ -11,6 +11,8 @@ from locobench.report.study import Study
 from locobench.runfile import RunFile
 from locobench.styles import FIRST_ORDER, LOCOPROP, SECOND_ORDER, family
 
+_UNEVEN = 1.25
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -226,11 +228,22 @@ def _step_ratios(study: Study) -> dict[str, float]:
 
 def _median_step(runs: list[RunFile]) -> float | None:
     """Median over all epochs of the seconds per step."""
-    found = []
-    for run in runs:
-        ends = [0.0, *(row["seconds"] for row in run.rows if row["train_loss"] is not None)]
-        found += [(b - a) / run.config["steps_per_epoch"] for a, b in zip(ends, ends[1:], strict=False)]
+    found = [step for run in runs for step in _steps(run)]
     return median(found) if found else None
+
+
+def _steps(run: RunFile) -> list[float]:
+    """Seconds per step in each epoch."""
+    ends = [0.0, *(row["seconds"] for row in run.rows if row["train_loss"] is not None)]
+    return [(b - a) / run.config["steps_per_epoch"] for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def slowed(run: RunFile) -> float | None:
+    """How many times longer a run took than if all its epochs had been like the median; None where that is little."""
+    steps = _steps(run)
+    typical = median(steps) if steps else 0.0
+    factor = fmean(steps) / typical if typical else 1.0
+    return factor if factor > _UNEVEN else None
 
 
 def _time_ratio(curves: dict[str, Curve], method: str, other: str | None) -> float | None:
