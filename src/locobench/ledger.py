@@ -153,7 +153,7 @@ def _reason(error: BaseException) -> str:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "locked" in said:
         return f"is held by another program ({said}); close it, then the same command continues"
-    if "full" in said or "readonly" in said or "unable to open" in said:
+    if any(words in said for words in ("full", "readonly", "unable to open", "I/O error")):
         return f"cannot be written ({said}); make room or give the right to write, then the same command continues"
     return (
         f"is damaged or of another version of optuna ({said}); delete it: the same command makes it anew from the "

@@ -1,11 +1,20 @@
 """How commands report what a user can mend: one line, no traceback."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
 from locobench.errors import BenchError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def said(error: OSError) -> str:
+    """What the system refused, and of which file."""
+    hint = "; make room, then the same command continues" if error.errno in _FULL else ""
+    return f"{error.filename or 'input or output'}: {error.strerror or error}{hint}"
 
 
 @contextmanager
@@ -16,8 +25,8 @@ def plain_errors(resumable: bool = False) -> Iterator[None]:
     except BenchError as error:
         typer.echo(f"locobench: {error}", err=True)
         raise typer.Exit(2) from None
-    except OSError as error:  # a full disk, say
-        typer.echo(f"locobench: {error.filename or 'input or output'}: {error.strerror or error}", err=True)
+    except OSError as error:
+        typer.echo(f"locobench: {said(error)}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         hint = "; finished epochs are kept, the same command continues" if resumable else ""

@@ -21,6 +21,12 @@ def commit() -> str | None:
     return _git(source.parent, "describe", "--always", "--dirty", "--exclude=*")
 
 
+def also(commits: str | None, another: str | None) -> str | None:
+    """What has been worked on under several commits names them all, as "1130fb1, ca1c0bb"."""
+    known = commits.split(", ") if commits else []
+    return ", ".join(dict.fromkeys([*known, *([another] if another else [])])) or None
+
+
 def last_change(folder: Path) -> tuple[str, str] | None:
     """Date and commit of the last change to a folder's run files, None where they are in no repository."""
     found = _git(folder, "log", "-1", "--format=%cs %h", "--", ":(glob)**/*.jsonl")

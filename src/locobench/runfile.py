@@ -94,8 +94,9 @@ def _check_config(row: Row) -> None:
     for key in ("machine", "versions", "params"):
         if not isinstance(row.get(key, {}), dict):
             raise ValueError(f"{key} should be an object, is {row[key]!r}")
-    if not isinstance(row.get("lr", 1.0), int | float):
-        raise ValueError(f"lr should be a number, is {row['lr']!r}")
+    for key in ("lr", "initial_loss"):
+        if not isinstance(row.get(key, 1.0), int | float):
+            raise ValueError(f"{key} should be a number, is {row[key]!r}")
 
 
 def _check_epoch(row: Row, epoch: int) -> None:
@@ -142,7 +143,7 @@ def prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have tried at the same time
     except OSError as error:
         raise BenchError(f"cannot write to --out {folder}: {error.strerror}; choose another folder") from error
 
@@ -150,7 +151,13 @@ def prepare_folder(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path`, then put it in its place in one go."""
     neighbour = path.with_name(path.name + ".part")
-    write(neighbour)
-    with open(neighbour, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(neighbour, path)
+    try:
+        write(neighbour)
+        with open(neighbour, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(neighbour, path)
+    except BaseException as error:
+        neighbour.unlink(missing_ok=True)  # half a file would take the room that a full disk lacks
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # writing to an open file does not say to which
+        raise

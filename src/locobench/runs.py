@@ -8,7 +8,7 @@ import torch
 from locobench import reconstructions
 from locobench.data import Images
 from locobench.errors import BenchError
-from locobench.provenance import commit, today
+from locobench.provenance import also, commit, today
 from locobench.runfile import Row, RunFile, read, write_atomically
 from locobench.settings import Settings, machine, versions
 from locobench.stepping import evaluating
@@ -60,6 +60,7 @@ def carry_out(
             run = RunFile(_path(settings, folder, name), _config(settings, training, images), [])
             run.checkpoint.unlink(missing_ok=True)  # of a run whose file was deleted: to begin it anew
         _refuse_differences(run, {"optimizer": training.options()}, run.config)
+        run.config["commit"] = also(run.config.get("commit"), commit())
         _resume(run, training)
         run.save()
         _report(run.rows, watcher)
@@ -102,7 +103,18 @@ def _train(run: RunFile, training: Training, watcher: Watcher | None) -> None:
 
 def _save_checkpoint(run: RunFile, training: Training) -> None:
     state = {"rows": run.rows, **training.state_dict()}
-    write_atomically(run.checkpoint, lambda file: torch.save(state, file))
+    write_atomically(run.checkpoint, lambda path: _save(state, path))
+
+
+def _save(state: Row, path: Path) -> None:
+    """As torch.save, which hides what the system says (a full disk, say) behind an error of its own."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _resume(run: RunFile, training: Training) -> None:
@@ -147,6 +159,7 @@ def _config(settings: Settings, training: Training, images: Images) -> Row:
         "pixels": images.train.shape[1],
         "parameters": training.parameters,
         "steps_per_epoch": training.steps_per_epoch,
+        "initial_loss": training.initial_loss(),
         "optimizer": training.options(),
         "versions": versions(),
         "machine": machine(settings.device),

@@ -13,6 +13,7 @@ from locobench import proposals, spaces
 from locobench.choices import TierName
 from locobench.errors import BenchError
 from locobench.proposals import Point
+from locobench.provenance import commit, today
 from locobench.runfile import prepare_folder, write_atomically
 from locobench.settings import PROTOCOL, Settings, at_least, default_threads, machine, use_device, versions
 from locobench.spaces import Space
@@ -143,7 +144,8 @@ def open_study(folder: Path, wanted: Mapping[str, Any], tier: TierName | None, w
         if (folder / "study.json").exists():
             study = load(folder)
             _refuse_differences(study, {**presets, **given})
-            return study
+            use_device(study.content["device"], study.content["threads"])
+            return _note_circumstances(study)
         if (folder / "study.db").exists():
             raise BenchError(f"{folder} has a study.db and no study.json; restore that, or choose another --out")
         content = {**_DEFAULTS, **TIERS[tier or "short"], **given}
@@ -154,7 +156,7 @@ def open_study(folder: Path, wanted: Mapping[str, Any], tier: TierName | None, w
         study = Study(folder, content)
         study.settings("sgd", {"lr": 1.0})  # checks its numbers
         use_device(content["device"], content["threads"])
-        content |= {"versions": versions(), "machine": machine(content["device"]), "spaces": {}, "widened": {}}
+        content |= {**_circumstances(content["device"]), "date": today(), "spaces": {}, "widened": {}}
         return _save(folder, content)
 
 
@@ -186,6 +188,21 @@ def brief_lock(folder: Path, name: str) -> Iterator[None]:
             yield
     except Timeout:
         raise BenchError(f"{folder}: another process has been busy with {name} for {_SOON:.0f} s; try again") from None
+
+
+def _circumstances(device: str) -> dict[str, Any]:
+    """What may change while a study is under way."""
+    return {"versions": versions(), "machine": machine(device), "commit": commit()}
+
+
+def _note_circumstances(study: Study) -> Study:
+    """The study with those of now among its `continued`, if nobody has worked on it under them yet."""
+    now = _circumstances(study.content["device"])
+    known = [study.content, *study.content.get("continued", [])]
+    if any(all(one.get(key) == value for key, value in now.items()) for one in known):
+        return study
+    continued = [*study.content.get("continued", []), {"date": today(), **now}]
+    return _save(study.folder, {**study.content, "continued": continued})
 
 
 def _save(folder: Path, content: dict[str, Any]) -> Study:

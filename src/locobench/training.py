@@ -81,6 +81,10 @@ class Training:
         self.epoch += 1
         return row
 
+    def initial_loss(self) -> float:
+        """Train loss of the model as it is, off the clock."""
+        return problems.mean_loss(self.model, self.train)
+
     def warm_up(self) -> None:
         """Take two steps with a copy of everything and throw it away.
 

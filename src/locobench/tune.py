@@ -20,6 +20,7 @@ from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.ledger import Ledger
 from locobench.methods import Method, find, find_all
+from locobench.plain_errors import said
 from locobench.runfile import Row
 from locobench.settings import use_device
 from locobench.study import Study
@@ -93,7 +94,7 @@ def work(folder: Path, names: str, widenings: int, parent: int) -> None:
         use_device(study.content["device"], study.content["threads"])
         Search(folder, find_all(names), load_images(study), widenings, _Quiet(parent)).run()
     except (BenchError, OSError) as error:
-        print(f"locobench: {error}", file=sys.stderr)
+        print(f"locobench: {said(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

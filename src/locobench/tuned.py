@@ -16,7 +16,7 @@ from locobench.compare import compare
 from locobench.errors import BenchError
 from locobench.methods import find, find_all
 from locobench.methods.method import written
-from locobench.runfile import RunFile
+from locobench.runfile import RunFile, read
 from locobench.runs import open_run
 from locobench.settings import Settings
 from locobench.study import Study
@@ -52,10 +52,12 @@ def compare_tuned(folder: Path, seeds: Sequence[int], methods: str | None, conso
     if study.content["seed"] in seeds:
         raise BenchError(f"--seeds {study.content['seed']} is the one that {folder} was tuned with; choose fresh ones")
     found = best_trials(study)
+    if not found:
+        raise BenchError(f"{folder} has no finished trial yet; `locobench tune --out {folder}` goes on with it")
     chosen = list(found) if methods is None else [method.name for method in find_all(methods)]
     for name in chosen:
         if name not in found:
-            raise BenchError(f"{folder} has no finished trial of {name}; there are: {', '.join(found) or 'none'}")
+            raise BenchError(f"{folder} has no finished trial of {name}; there are: {', '.join(found)}")
     absent = [find(name) for name in chosen if find(name).missing is not None]
     present = [name for name in chosen if find(name).missing is None]
     for method in absent:
@@ -67,6 +69,7 @@ def compare_tuned(folder: Path, seeds: Sequence[int], methods: str | None, conso
             line = f"{find(name).label}: best of {found[name].trials} of {found[name].total} trials so far"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     plan = {seed: [_settings(study, found[name], seed) for name in present] for seed in seeds}
+    _refuse_earlier_bests(plan, folder / "best")
     for seed, all_settings in plan.items():  # what is wrong with any is found before the first begins
         for settings in all_settings:
             open_run(settings, folder / "best" / str(seed))
@@ -74,7 +77,10 @@ def compare_tuned(folder: Path, seeds: Sequence[int], methods: str | None, conso
     for seed, all_settings in plan.items():
         console.print(f"seed {seed}", style="bold", highlight=False)
         runs += compare(all_settings, folder / "best" / str(seed), console)
-    console.print(_table(study, found, present, runs))
+    table = _table(study, found, present, runs)
+    for method in absent:
+        table.add_row(method.label, f"not installed: {method.missing}", *["–"] * 5)
+    console.print(table)
     console.print(f"written: {folder / 'best'}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -110,6 +116,21 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _refuse_earlier_bests(plan: dict[int, list[Settings]], folder: Path) -> None:
+    """Runs of what was best before the search went on would otherwise pass for the best."""
+    best = {one.method: (one.lr, dict(one.params)) for several in plan.values() for one in several}
+    earlier = []
+    for path in sorted(folder.glob("*/*.jsonl")):
+        config = read(path).config
+        if (config["lr"], config["params"]) != best.get(config["method"], (config["lr"], config["params"])):
+            earlier.append(str(path))
+    if earlier:
+        raise BenchError(
+            "the search has found better settings since these runs; take them away, then the same command makes them "
+            f"anew: {' '.join(earlier)}"
+        )
+
+
 def _settings(study: Study, best: Best, seed: int) -> Settings:
     return study.settings(best.row["method"], {"lr": best.row["lr"], **best.row["params"]}, seed)
 
@@ -132,7 +153,7 @@ def _table(study: Study, found: dict[str, Best], names: Sequence[str], runs: Seq
             _spread(its_runs, "test_loss"),
             f"{mean(run.rows[-1]['seconds'] for run in its_runs):.1f}",
             f"{len(its_runs)}" + (f", {diverged} diverged" if diverged else ""),
-            f"{found[name].trials}",
+            f"{found[name].trials}/{found[name].total}",
             style="bold" if find(name).label.startswith("LocoProp") else None,
         )
     return table

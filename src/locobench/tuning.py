@@ -15,8 +15,8 @@ from locobench.data import Images
 from locobench.ledger import Ledger
 from locobench.methods import Method, find
 from locobench.proposals import Point
-from locobench.runfile import Row, read
-from locobench.runs import carry_out
+from locobench.runfile import Row, RunFile, read
+from locobench.runs import carry_out, open_run
 from locobench.study import Study
 
 _POLL = 0.5  # seconds between two looks at what other processes have done
@@ -170,6 +170,7 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         watcher = _Watcher(self._observer, settings.epochs, before)
         try:
+            _end_again(open_run(settings, folder, name), settings.epochs, before)
             run = carry_out(settings, self._images, folder, watcher, name)
             state = TrialState.FAIL if run.diverged else TrialState.COMPLETE
         except _Pruned:
@@ -199,6 +200,13 @@ class Search:
         }
         now = study.load(self._study.folder)
         return all(count >= now.total(method) for method, count in ended.items())
+
+
+def _end_again(run: RunFile | None, epochs: int, history: Sequence[FrozenTrial]) -> None:
+    """Prune a run that was pruned before study.db was lost; it has no checkpoint, and would begin anew."""
+    ended = run is not None and not run.finished and not run.checkpoint.exists()
+    if run is not None and ended and proposals.is_hopeless(run.rows, epochs, history):
+        raise _Pruned
 
 
 def method_rounds(described: Study, method: str) -> list[Round]:

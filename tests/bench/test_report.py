@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from locobench import cli_report, reconstructions, runfile
 from locobench.cli import app
 from locobench.errors import BenchError
 from locobench.libraries import Library
-from locobench.report import cells, charts, local_losses, page, second_order, write
+from locobench.report import cells, charts, facts, local_losses, page, second_order, write
 from locobench.report import readme as readme_block
 from locobench.report.study import ceiling, load
 from locobench.report.summary import Line, Mean, headline, settings_text, summarize
@@ -73,9 +74,56 @@ def test_the_numbers_are_those_of_the_files(finished_study: Path):
     assert summary.blurred == ["RMSProp"]
     assert ours.curve.adam_steps == [15.0, 30.0, 45.0], "two steps an epoch, 7.5 times Adam's"
     assert adam.to_adam == 1
-    reached = next((i for i, mean in enumerate(ours.curve.train) if mean.value <= adam.train.value), None)
-    assert ours.to_adam == (pytest.approx(7.5 * (reached + 1) / 3) if reached is not None else float("inf"))
+    losses = [study.runs["locoprop-m"][0].config["initial_loss"], *(mean.value for mean in ours.curve.train)]
+    target = adam.train.value
+    epochs = next(
+        (i + (a - target) / (a - b) for i, (a, b) in enumerate(pairwise(losses)) if b <= target), float("inf")
+    )
+    assert ours.to_adam == pytest.approx(7.5 * epochs / 3)
     assert [line.train.value for line in summary.lines] == sorted(line.train.value for line in summary.lines)
+
+
+def with_losses(folder: Path, method: str, start: float | None, losses: list[float], seconds: list[float]) -> None:
+    """Put these numbers into the run files of all seeds."""
+
+    def change(rows):
+        config = {key: value for key, value in rows[0].items() if key != "initial_loss"}
+        config |= {} if start is None else {"initial_loss": start}
+        numbers = zip(rows[1:], losses, seconds, strict=True)
+        return [config, *({**row, "train_loss": loss, "seconds": end} for row, loss, end in numbers)]
+
+    for path in folder.glob(f"best/*/{method}.jsonl"):
+        change_rows(path, change)
+
+
+@pytest.mark.parametrize(
+    ("start", "losses", "epochs"),
+    [
+        (100.0, [50.0, 30.0, 20.0], 1.5),
+        (100.0, [40.0, 30.0, 20.0], 1.0),
+        (100.0, [20.0, 10.0, 5.0], 0.75),
+        (None, [20.0, 10.0, 5.0], 1.0),
+        (None, [60.0, 35.0, 5.0], 1.8),
+        (30.0, [50.0, 20.0, 5.0], 0.0),
+        (30.0, [20.0, 10.0, 5.0], 0.0),
+        (100.0, [60.0, 50.0, 41.0], float("inf")),
+    ],
+)
+def test_the_time_to_a_loss_is_interpolated(study: Path, start: float | None, losses: list[float], epochs: float):
+    with_losses(study, "adam", 100.0, [60.0, 50.0, 40.0], [1.0, 2.0, 3.0])
+    with_losses(study, "locoprop-m", start, losses, [1.0, 2.0, 3.0])
+    assert summarize(load(study)).line("locoprop-m").to_adam == pytest.approx(7.5 * epochs / 3)
+
+
+def test_a_pause_does_not_count_as_time_to_a_loss(study: Path):
+    (study / "speed.json").unlink()
+    with_losses(study, "adam", 100.0, [60.0, 50.0, 40.0], [1.0, 2.0, 1000.0])
+    with_losses(study, "locoprop-m", 100.0, [60.0, 40.0, 30.0], [500.0, 504.0, 508.0])
+    loaded = load(study)
+    assert summarize(loaded).line("locoprop-m").to_adam == pytest.approx(2 * 4 / 3)
+    said = dict(facts.caveats(loaded, summarize(loaded)))["seconds"]
+    assert "best/1/adam.jsonl 333.3 times" in said
+    assert "best/2/locoprop-m.jsonl 42.3 times as long" in said
 
 
 def test_files_written(study: Path):
@@ -117,6 +165,40 @@ def test_a_search_without_reruns_shows_its_best_trials(study: Path):
     assert loaded.runs["adam"][0].path == study / best["file"]
     assert loaded.from_search == {"locoprop-m", "adam", "sgd"}
     assert "not fresh seeds" in page_of(study)
+
+
+def test_a_search_that_is_not_finished_says_so(study: Path):
+    info = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**info, "trials": 3, "widened": {"sgd": [{}]}}))
+    rows = (study / "trials.jsonl").read_text().splitlines()
+    (study / "trials.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    loaded = load(study)
+    summary = summarize(loaded)
+    assert "The search is not finished." in headline(loaded, summary)
+    markdown = cells.markdown(summary)
+    assert "| Adam | lr 1e-3 | 2/3 |" in markdown
+    assert "| SGD | lr 0.01 | 2/6 |" in markdown
+    caveats = dict(facts.caveats(loaded, summary))
+    assert "LocoProp-M 1 of 3, Adam 2 of 3, RMSProp 0 of 3, SGD 2 of 6 trials" in caveats["search"]
+    assert caveats["trials"].endswith(": 2: Adam, SGD; 1: LocoProp-M; 0: RMSProp")
+
+
+def test_a_finished_search_has_nothing_to_say_about_trials(study: Path):
+    info = json.loads((study / "study.json").read_text())
+    (study / "study.json").write_text(json.dumps({**info, "spaces": {"adam": {}, "sgd": {}}}))
+    loaded = load(study)
+    assert not {"search", "trials"} & dict(facts.caveats(loaded, summarize(loaded))).keys()
+    assert "The search is not finished." not in headline(loaded, summarize(loaded))
+
+
+def test_runs_of_what_was_best_before_the_search_went_on_are_named(study: Path):
+    rows = [json.loads(line) for line in (study / "trials.jsonl").read_text().splitlines()]
+    better = {**rows[2], "lr": 0.5, "train_loss": 1.0}
+    worse = {**rows[4], "lr": 0.5, "train_loss": 9e4}
+    (study / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [better, rows[4], worse]))
+    loaded = load(study)
+    assert loaded.outdated == ["adam"]
+    assert dict(facts.caveats(loaded, summarize(loaded)))["outdated"].endswith("on fresh seeds: Adam")
 
 
 def test_the_searches_that_are_kept_here():

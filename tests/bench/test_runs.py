@@ -149,6 +149,17 @@ def test_another_configuration_is_refused(tmp_path: Path):
     assert "batch_size" not in str(error.value)
 
 
+def test_a_run_names_every_commit_that_worked_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for epoch, commit in ((2, "1130fb1"), (3, "1130fb1"), (4, "ca1c0bb")):
+        monkeypatch.setattr(runs, "commit", lambda commit=commit: commit)
+        with pytest.raises(KeyboardInterrupt):
+            runs.carry_out(SETTINGS, some_images(), tmp_path, Interrupter(epoch, "step"))
+    monkeypatch.setattr(runs, "commit", lambda: None)
+    assert runs.carry_out(SETTINGS, some_images(), tmp_path).config["commit"] == "1130fb1, ca1c0bb"
+    monkeypatch.setattr(runs, "commit", lambda: "not at work")
+    assert runs.carry_out(SETTINGS, some_images(), tmp_path).config["commit"] == "1130fb1, ca1c0bb"
+
+
 def test_an_unfinished_run_does_not_go_on_under_other_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(KeyboardInterrupt):
         runs.carry_out(SETTINGS, some_images(), tmp_path, Interrupter(2, "step"))

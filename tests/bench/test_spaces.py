@@ -53,6 +53,23 @@ def test_edges_and_what_lies_beyond():
     assert new["momentum"].low == 0.99
 
 
+@pytest.mark.parametrize(
+    ("method", "good"),
+    [
+        ("adam", {"lr": 3e-4, "beta1": 0.9, "beta2": 0.999}),
+        ("adam", {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99}),
+        ("rmsprop-tf", {"lr": 3e-4, "decay": 0.9, "momentum": 0.9}),
+        ("locoprop-m", {"lr": 4e-5, "momentum": 0.999, "activation_lr": 10}),
+        ("locoprop-spectral", {"lr": 0.03, "momentum": 0.95, "damping": 0.1}),
+        ("locoprop-spectral", {"lr": 0.1, "momentum": 0.95, "damping": 0.1}),
+    ],
+)
+def test_settings_that_are_known_to_be_good_are_well_inside(method: str, good: dict[str, float]):
+    space = spaces.space(method, "mnist")
+    assert space.keys() == good.keys()
+    assert not spaces.edges(space, good)
+
+
 def test_sobol_points_cover_the_space():
     space = {"lr": Range(1e-4, 1e-2), "x": Range(1, 100)}
     points = proposals.spread(space, 8, "seed")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from optuna.trial import TrialState
 from rich.console import Console
 from test_runs import some_images
@@ -25,6 +26,7 @@ from locobench.errors import BenchError
 from locobench.ledger import Ledger
 from locobench.libraries import Library
 from locobench.methods import METHODS, find_all
+from locobench.plain_errors import plain_errors
 from locobench.runfile import Row
 from locobench.study import Study, open_study
 from locobench.tuning import Search, method_rounds
@@ -97,10 +99,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def subprocess_of(folder: Path, *arguments: object) -> "subprocess.Popen[bytes]":
+def subprocess_of(folder: Path, *arguments: object, stderr: int | None = None) -> "subprocess.Popen[bytes]":
     program = "import sys; sys.path.insert(0, sys.argv[1]); import test_tune; test_tune.child(*sys.argv[2:])"
     command = [sys.executable, "-W", "ignore", "-c", program, Path(__file__).parent, folder, *arguments]
-    return subprocess.Popen([str(part) for part in command])
+    return subprocess.Popen([str(part) for part in command], stderr=stderr)
 
 
 def child(folder: str, what: str, *more: str) -> None:
@@ -111,6 +113,16 @@ def child(folder: str, what: str, *more: str) -> None:
 
         compare._Display.on_epoch = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         tuned.compare_tuned(Path(folder), [1, 2], None, Console(quiet=True))
+    if what == "full":
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(more[0]), resource.RLIM_INFINITY))
+        try:
+            with plain_errors(resumable=True):
+                search(Path(folder), "sgd,adam")
+        except typer.Exit as ended:
+            os._exit(ended.exit_code)
     kill = (more[0], int(more[1]), int(more[2])) if what == "kill" else None
     search(Path(folder), "sgd,adam", Log(kill, Path(folder) / "began.json"))
 
@@ -216,11 +228,14 @@ def replaced(trial: Any, losses: list[float]) -> Any:
 
 
 def test_a_pruned_trial_is_written_down_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(proposals, "is_hopeless", lambda rows, epochs, history: len(rows) < epochs)
+    monkeypatch.setattr(proposals, "is_hopeless", lambda rows, epochs, history: bool(history) and len(rows) < epochs)
     search(tmp_path, "sgd")
     rows = exported(tmp_path)
     assert [(row["state"], row["epochs"]) for row in rows] == [("finished", 2)] * 2 + [("pruned", 1)] * 2
     assert not list(tmp_path.rglob("*.checkpoint"))
+    (tmp_path / "study.db").unlink()
+    assert search(tmp_path, "sgd").fresh == [], "not even with a new database"
+    assert exported(tmp_path) == rows
 
 
 def test_a_best_value_on_the_edge_is_said_and_widened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -266,12 +281,43 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     other.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.parametrize("limit", [0, 50_000, 1_000_000])
+def test_a_full_disk_is_one_line_and_the_same_command_continues(whole: Path, tmp_path: Path, limit: int):
+    process = subprocess_of(tmp_path, "full", limit, stderr=subprocess.PIPE)
+    (line,) = process.communicate(timeout=120)[1].decode().strip().splitlines()
+    assert process.returncode == 2
+    assert str(tmp_path) in line
+    assert "make room" in line
+    assert "the same command continues" in line
+    assert not list(tmp_path.rglob("*.part"))
+    search(tmp_path, "sgd,adam")
+    assert results(tmp_path) == results(whole)
+    assert exported(tmp_path) == exported(whole)
+
+
 def test_another_problem_is_refused_by_name(whole: Path):
     with pytest.raises(BenchError, match=r"holds another study \(epochs was 2, is 3\)"):
         open_study(whole, {"epochs": 3, "trials": 4}, None)
     with pytest.raises(BenchError, match=r"data was 'curves', is 'mnist'; epochs was 2, is 10; trials was 4, is 12"):
         open_study(whole, {}, "short")
     assert open_study(whole, {}, None).content == study.load(whole).content, "a folder needs no other options"
+
+
+def test_a_study_notes_under_what_it_was_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(study, "commit", lambda: "1130fb1")
+    begun = open_study(tmp_path, TINY, None).content
+    assert begun["commit"] == "1130fb1"
+    assert open_study(tmp_path, TINY, None).content == begun
+    monkeypatch.setattr(study, "commit", lambda: "ca1c0bb")
+    for _ in range(2):
+        content = open_study(tmp_path, TINY, None).content
+        assert content["commit"] == "1130fb1"
+        assert [one["commit"] for one in content["continued"]] == ["ca1c0bb"]
+    monkeypatch.setattr(study, "versions", lambda: {"torch": "9"})
+    content = open_study(tmp_path, TINY, None).content
+    assert [one["versions"] == {"torch": "9"} for one in content["continued"]] == [False, True]
+    assert study.load(tmp_path).content == content
 
 
 def test_another_protocol_is_refused(tmp_path: Path):
@@ -364,6 +410,17 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     assert command("compare", "--tuned", tmp_path, "--seeds", "1,2").exit_code == 0
     assert files == {path: path.read_bytes() for path in files}, "nothing is repeated"
 
+    better = {**best["sgd"], "lr": 0.5, "train_loss": 0.0, "seconds": 1.0}
+    with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write(json.dumps(better) + "\n")
+    refused = command("compare", "--tuned", tmp_path, "--seeds", "2,3")
+    assert refused.exit_code == 2
+    paths = " ".join(str(tmp_path / "best" / str(seed) / "sgd.jsonl") for seed in (1, 2))
+    assert f"better settings since these runs; take them away, then the same command makes them anew: {paths}" in (
+        refused.stderr
+    )
+    assert files == {path: path.read_bytes() for path in tmp_path.glob("best/*/*.jsonl")}
+
     for arguments, message in [
         (["--seeds", "0,1"], "--seeds must be at least 1"),
         (["--epochs", 3, "--lr", "sgd=1"], "--epochs, --lr cannot be given with --tuned"),
@@ -375,6 +432,8 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     (tmp_path / "trials.jsonl").write_text("\n".join([*lines[:2], "{half"]))
     assert "trials.jsonl, line 3 is damaged" in command("compare", "--tuned", tmp_path).stderr
+    (tmp_path / "trials.jsonl").unlink()
+    assert "has no finished trial yet" in command("compare", "--tuned", tmp_path).stderr
 
 
 @pytest.mark.parametrize(

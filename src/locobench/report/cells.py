@@ -6,6 +6,7 @@ from math import inf
 from locobench.report.summary import Line, Mean, Summary
 
 DASH = "–"
+_BETWEEN = "linearly interpolated within epochs"
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Cell:
 def columns(summary: Summary) -> list[Column]:
     """The columns of `row`."""
     rival = summary.best_first_order.label if summary.best_first_order else "the best first-order method"
-    goals = [Column("to Adam's loss", "time to Adam's final train loss, divided by Adam's whole time")]
+    goals = [Column("to Adam's loss", f"time to Adam's final train loss, {_BETWEEN}, divided by Adam's whole time")]
     if not _adam_leads(summary):
-        about = f"time to {rival}'s final train loss, divided by {rival}'s whole time"
+        about = f"time to {rival}'s final train loss, {_BETWEEN}, divided by {rival}'s whole time"
         goals.append(Column(f"to {rival}'s loss", about))
     price = "by `locobench speed`" if summary.priced else "by the runs' own seconds, which other work may have blurred"
     return [
@@ -69,7 +70,7 @@ def row(line: Line, summary: Summary) -> list[Cell]:
     return [
         Cell(line.label, line.label.lower()),
         Cell(line.settings, line.settings),
-        _count(line.trials),
+        _trials(line),
         _mean(line.train),
         _mean(line.test),
         _ratio(line.step_ratio, mark="*" if summary.priced and not line.measured else ""),
@@ -116,6 +117,13 @@ def _ratio(ratio: float | None, mark: str = "") -> Cell:
 def _reached(ratio: float | None) -> Cell:
     """A time to a loss, or that it is never reached."""
     return Cell("never", None) if ratio == inf else _ratio(ratio)
+
+
+def _trials(line: Line) -> Cell:
+    """How many there were, and how many there are to be where that is more."""
+    if line.trials is None or line.planned is None or line.trials >= line.planned:
+        return _count(line.trials)
+    return Cell(f"{line.trials}/{line.planned}", float(line.trials))
 
 
 def _count(count: int | None) -> Cell:

@@ -6,7 +6,7 @@ from typing import Any
 from locobench.methods import METHODS
 from locobench.provenance import last_change
 from locobench.report.study import Study
-from locobench.report.summary import Summary
+from locobench.report.summary import Summary, search_caveats, slowed
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
 _ELSEWHERE = ("epochs", "schedule_epochs", "batch_size", "device", "threads", "machine", "versions")
@@ -30,7 +30,10 @@ def facts(study: Study, summary: Summary, command: str) -> list[tuple[str, str]]
         ("commit", commit),
         ("command", command),
         *_of_study(study.info, config),
-        ("methods", "; ".join(f"{METHODS[m].label}: {METHODS[m].note}" for m in study.runs if m in METHODS)),
+        (
+            "methods, where the best settings say nothing else",
+            "; ".join(f"{METHODS[m].label}: {METHODS[m].note}" for m in study.runs if m in METHODS),
+        ),
     ]
     return [(name, value) for name, value in [*found, *caveats(study, summary)] if value]
 
@@ -47,7 +50,7 @@ def machine(study: Study) -> str:
 def provenance(study: Study) -> tuple[str, str]:
     """Dates and commits of the runs as they noted them, else of the last change to their files."""
     dates = sorted({run.config["date"] for run in study.all_runs if run.config.get("date")})
-    commits = sorted({run.config["commit"] for run in study.all_runs if run.config.get("commit")})
+    commits = sorted({one for run in study.all_runs for one in (run.config.get("commit") or "").split(", ") if one})
     change = None if dates and commits else last_change(study.folder)
     if not dates and change is not None:
         dates = [change[0]]
@@ -70,6 +73,13 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
         found.append(
             ("prices", f"*: not in the file of prices, by the runs' own seconds: {', '.join(summary.blurred)}")
         )
+    factors = {run.path.relative_to(study.folder): slowed(run) for run in study.all_runs}
+    each = [f"{path} {factor:.1f} times" for path, factor in factors.items() if factor is not None]
+    if each:
+        found.append(
+            ("seconds", f"paused or slowed for a while, so that plots by seconds mislead: {', '.join(each)} as long")
+        )
+    found += search_caveats(study)
     if study.from_search:
         names = ", ".join(line.label for line in summary.lines if line.method in study.from_search)
         found.append(("not rerun", f"the search's own best run, not fresh seeds: {names}"))

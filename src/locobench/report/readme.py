@@ -87,7 +87,8 @@ def _part(readme: Path, study: Study) -> str:
             "",
             cells.markdown(summary, only),
             "Train, test: cross-entropy summed over the pixels, mean over all images. To a loss: time until it is "
-            "passed, in whole epochs, divided by the whole time of the method whose final loss it is.",
+            "passed, linearly interpolated within epochs, divided by the whole time of the method whose final loss it "
+            "is.",
             f"{where}. {' '.join(notes)}",
             dated,
         ]

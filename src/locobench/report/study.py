@@ -67,6 +67,25 @@ class Study:
         return next(iter(self.runs.values()))[0].config
 
     @property
+    def planned(self) -> dict[str, int]:
+        """How many trials each method of a search is to have; empty where there is no record of any."""
+        count, widened = self.info.get("trials"), self.info.get("widened") or {}
+        if not isinstance(count, int) or not self.trials:
+            return {}
+        return {method: count * (1 + len(widened.get(method, []))) for method in self.info.get("spaces") or {}}
+
+    @property
+    def outdated(self) -> list[str]:
+        """Methods whose runs are of settings that were the best of the search only until it went on."""
+        found = []
+        for method, runs in self.runs.items():
+            best = _best_trial(self.trials, method) if self.info else None
+            config = runs[0].config
+            if best is not None and (best.lr, best.params) != (config["lr"], config["params"]):
+                found.append(method)
+        return found
+
+    @property
     def all_runs(self) -> list[RunFile]:
         """Of all methods."""
         return [run for runs in self.runs.values() for run in runs]
@@ -125,9 +144,13 @@ def _study(folder: Path, rows: dict[str, Row]) -> Study:
 
 def _best_of_search(trials: list[Trial], method: str) -> list[RunFile]:
     """The run of a method's best finished trial, if there is one and its file is there."""
+    best = _best_trial([trial for trial in trials if trial.file.exists()], method)
+    return [] if best is None else [read(best.file)]
+
+
+def _best_trial(trials: Sequence[Trial], method: str) -> Trial | None:
     finished = [t for t in trials if t.method == method and t.state == "finished" and t.train_loss is not None]
-    finished = [t for t in finished if t.file.exists()]
-    return [read(min(finished, key=lambda t: t.train_loss or 0.0).file)] if finished else []
+    return min(finished, key=lambda t: t.train_loss or 0.0, default=None)
 
 
 def read_trials(path: Path) -> list[Trial]:

@@ -1,6 +1,6 @@
 """The numbers of a report: mean curves, times to a target, and what follows from them in words."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 from statistics import fmean, median, stdev
@@ -10,6 +10,8 @@ from locobench.methods import METHODS
 from locobench.report.study import Study
 from locobench.runfile import RunFile
 from locobench.styles import FIRST_ORDER, LOCOPROP, SECOND_ORDER, family
+
+_UNEVEN = 1.25
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Curve:
         adam_steps: The same in steps of Adam, None where the price is not known.
         train: Train losses.
         test: Test losses.
+        start: Mean train loss before the first step, None where the runs' files do not say it.
+        epoch_cost: Time of an epoch: in steps of Adam where prices are known, else the runs' median in seconds.
     """
 
     epochs: list[int]
@@ -47,6 +51,8 @@ class Curve:
     adam_steps: list[float] | None
     train: list[Mean]
     test: list[Mean]
+    start: float | None
+    epoch_cost: float | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Line:
         label: For people.
         settings: The best ones.
         trials: Of the search, None where there was none.
+        planned: How many these are to be in the end, None where that is not known.
         diverged: Trials that diverged; of the runs shown, where there was no search.
         seeds: Runs that were averaged.
         status: Epochs done, or what went wrong.
@@ -73,6 +80,7 @@ class Line:
     label: str
     settings: str
     trials: int | None
+    planned: int | None
     diverged: int
     seeds: int
     status: str
@@ -138,16 +146,16 @@ def summarize(study: Study) -> Summary:
     """Compute everything that the table and the headline need."""
     ratios = _step_ratios(study)
     prices = ratios if study.prices else {}
-    curves = {method: _curve(runs, prices.get(method)) for method, runs in study.runs.items()}
+    curves = {method: _curve(runs, prices.get(method), bool(prices)) for method, runs in study.runs.items()}
     final = {method: curve.train[-1].value for method, curve in curves.items() if curve.train}
     first_order = min((m for m in final if family(m) == FIRST_ORDER), key=final.__getitem__, default=None)
-    priced = bool(study.prices)
     lines = [
         Line(
             method=method,
             label=label(method),
             settings=settings_text(runs[0].config),
             trials=sum(trial.method == method for trial in study.trials) or None,
+            planned=study.planned.get(method),
             diverged=_diverged(study, method),
             seeds=len(runs),
             status=_status(runs),
@@ -155,14 +163,14 @@ def summarize(study: Study) -> Summary:
             step_ratio=ratios.get(method),
             measured=method in study.prices,
             bytes_ratio=study.prices.get(method, {}).get("bytes_ratio"),
-            to_adam=_time_ratio(curves, method, "adam", priced),
-            to_first_order=_time_ratio(curves, method, first_order, priced),
+            to_adam=_time_ratio(curves, method, "adam"),
+            to_first_order=_time_ratio(curves, method, first_order),
         )
         for method, runs in study.runs.items()
     ]
     lines.sort(key=lambda line: final.get(line.method, float("inf")))
     best = next((line for line in lines if line.method == first_order), None)
-    return Summary(lines, _absent(study), best, priced)
+    return Summary(lines, _absent(study), best, bool(study.prices))
 
 
 def settings_text(config: dict[str, Any]) -> str:
@@ -181,7 +189,7 @@ def _setting(value: Any) -> str:
     return f"{float(digits):g}e{int(power)}"
 
 
-def _curve(runs: list[RunFile], price: float | None) -> Curve:
+def _curve(runs: list[RunFile], price: float | None, priced: bool) -> Curve:
     used = [run for run in runs if not run.diverged]
     length = min((len(run.rows) for run in used), default=0)
 
@@ -189,13 +197,19 @@ def _curve(runs: list[RunFile], price: float | None) -> Curve:
         return [_mean(run.rows[i][key] for run in used) for i in range(length)]
 
     epochs = list(range(1, length + 1))
-    per_epoch = price * used[0].config["steps_per_epoch"] if price and used else None
+    steps = used[0].config["steps_per_epoch"] if used else 0
+    per_epoch = price * steps if price and used else None
+    median_step = _median_step(used)
+    starts = [run.config.get("initial_loss") for run in used]
+    known = [start for start in starts if start is not None]
     return Curve(
         epochs,
         [mean.value for mean in over("seconds")],
         None if per_epoch is None else [epoch * per_epoch for epoch in epochs],
         over("train_loss"),
         over("test_loss"),
+        fmean(known) if known and len(known) == len(starts) else None,
+        per_epoch if priced else median_step * steps if median_step else None,
     )
 
 
@@ -214,27 +228,51 @@ def _step_ratios(study: Study) -> dict[str, float]:
 
 def _median_step(runs: list[RunFile]) -> float | None:
     """Median over all epochs of the seconds per step."""
-    found = []
-    for run in runs:
-        ends = [0.0, *(row["seconds"] for row in run.rows if row["train_loss"] is not None)]
-        found += [(b - a) / run.config["steps_per_epoch"] for a, b in zip(ends, ends[1:], strict=False)]
+    found = [step for run in runs for step in _steps(run)]
     return median(found) if found else None
 
 
-def _time_ratio(curves: dict[str, Curve], method: str, other: str | None, priced: bool) -> float | None:
+def _steps(run: RunFile) -> list[float]:
+    """Seconds per step in each epoch."""
+    ends = [0.0, *(row["seconds"] for row in run.rows if row["train_loss"] is not None)]
+    return [(b - a) / run.config["steps_per_epoch"] for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def slowed(run: RunFile) -> float | None:
+    """How many times longer a run took than if all its epochs had been like the median; None where that is little."""
+    steps = _steps(run)
+    typical = median(steps) if steps else 0.0
+    factor = fmean(steps) / typical if typical else 1.0
+    return factor if factor > _UNEVEN else None
+
+
+def _time_ratio(curves: dict[str, Curve], method: str, other: str | None) -> float | None:
     """Time until the mean train loss is at most the other method's final one ÷ the other method's time.
 
-    It is counted in whole epochs: a loss that is passed within an epoch counts at the epoch's end.
+    An epoch's time is its price, or the median over a method's epochs, so that a pause in one of them does not count.
     """
     if other is None or other not in curves or not curves[other].train:
         return None
-    target = curves[other].train[-1].value
-    clock: Callable[[Curve], list[float] | None] = (lambda c: c.adam_steps) if priced else (lambda c: c.seconds)
-    own, its = clock(curves[method]), clock(curves[other])
-    if not own or not its:
+    own, its = curves[method], curves[other]
+    if not own.train or not own.epoch_cost or not its.epoch_cost:
         return None
-    reached = next((i for i, mean in enumerate(curves[method].train) if mean.value <= target), None)
-    return inf if reached is None else own[reached] / its[-1]
+    return _epochs_until(own, its.train[-1].value) * own.epoch_cost / (len(its.epochs) * its.epoch_cost)
+
+
+def _epochs_until(curve: Curve, target: float) -> float:
+    """After how many epochs the train loss is at most a target, infinite where it never is.
+
+    Between the ends of epochs the loss is taken to fall on a straight line. Where the loss before the first step is not
+    known, the first epoch counts as a whole.
+    """
+    before = curve.start
+    if before is not None and before <= target:
+        return 0.0
+    for done, mean in enumerate(curve.train):
+        if mean.value <= target:
+            return done + (1.0 if before is None else (before - target) / (before - mean.value))
+        before = mean.value
+    return inf
 
 
 def _diverged(study: Study, method: str) -> int:
@@ -264,6 +302,26 @@ def _absent(study: Study) -> dict[str, str]:
     return found
 
 
+def search_caveats(study: Study) -> list[tuple[str, str]]:
+    """What is not as it should be in the end, or not alike for all: numbers of trials, and runs of earlier bests."""
+    counts = {method: sum(trial.method == method for trial in study.trials) for method in study.planned}
+    found = []
+    lacking = [m for m, count in counts.items() if count < study.planned[m]]
+    if lacking:
+        each = ", ".join(f"{label(m)} {counts[m]} of {study.planned[m]}" for m in lacking)
+        found.append(("search", f"the search is not finished, its best settings may still change: {each} trials"))
+    if len(set(counts.values())) > 1:
+        groups: dict[int, list[str]] = {}
+        for method, count in counts.items():
+            groups.setdefault(count, []).append(label(method))
+        each = "; ".join(f"{count}: {', '.join(groups[count])}" for count in sorted(groups, reverse=True))
+        found.append(("trials", f"the methods have not had equal numbers of trials: {each}"))
+    if study.outdated:
+        names = ", ".join(label(method) for method in study.outdated)
+        found.append(("outdated", f"the search has found better settings since these runs on fresh seeds: {names}"))
+    return found
+
+
 def headline(study: Study, summary: Summary) -> list[str]:
     """What the data says, in sentences."""
     shown = [line for line in summary.lines if line.train]
@@ -287,6 +345,8 @@ def headline(study: Study, summary: Summary) -> list[str]:
     sentences += _times(first, summary)
     if any(line.status != shown[0].status for line in shown):
         sentences.append("Not all runs are of the same length or finished.")
+    if any(count > sum(trial.method == method for trial in study.trials) for method, count in study.planned.items()):
+        sentences.append("The search is not finished.")
     if max(line.seeds for line in shown) == 1:
         sentences.append("One seed each: how far results scatter is not known.")
     return sentences
