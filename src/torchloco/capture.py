@@ -123,6 +123,8 @@ class Recorder:
     def arrive(self, call: Call, g: Tensor) -> None:
         """A backward pass brought the gradient at a call's output."""
         task = torch._C._current_graph_task_id()
+        if self.weight.grad is None:  # cleared since, by model.zero_grad() for one
+            self.captures = []
         self._pending = [capture for capture in self._pending if capture.task == task]
         self._pending.append(Capture(call, g.detach() if g.requires_grad else g, task))
 

@@ -182,6 +182,20 @@ def test_cleared_through_the_model(set_to_none, mlp, batches, values, same):
     assert same(values(a), values(b))
 
 
+def test_passes_without_a_step_cleared_through_the_model(mlp, batches, train, values, same):
+    """As of a discriminator that the generator's loss goes through."""
+    a, b = mlp(), mlp()
+    data = batches(4)
+    train(a, LocoProp(a, lr=1e-3), data[1::2])
+    optimizer = LocoProp(b, lr=1e-3)
+    for (other, _), (x, y) in zip(data[::2], data[1::2], strict=True):
+        b(other).mean().backward()
+        b.zero_grad()
+        nn.functional.mse_loss(b(x), y).backward()
+        optimizer.step()
+    assert same(values(a), values(b))
+
+
 def test_gradients_cleared_between_forward_and_backward(mlp, batches, train, values, same):
     a, b = mlp(), mlp()
     data = batches(3)
