@@ -80,8 +80,9 @@ class Recorder:
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
         self._observer = observer
+        # First, since the user's own hooks may return another output, which is no pre-activation.
         self._handles: list[RemovableHandle] = [
-            layer.module.register_forward_hook(_ForwardHook(self), with_kwargs=True)
+            layer.module.register_forward_hook(_ForwardHook(self), with_kwargs=True, prepend=True)
         ]
 
     def record(self, x: Tensor, output: Tensor) -> Tensor:
