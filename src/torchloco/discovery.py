@@ -246,7 +246,7 @@ class Discovery:
             self._walked.add(node)
             if kind_of(node) in SOFTMAX:  # the backward pass will free what it has saved
                 # Not of `_saved_result`, which checkpointing would run the forward pass again for.
-                shape = node._input_metadata[0].shape  # type: ignore[attr-defined]
+                shape = node._input_metadata[0].shape
                 axis = node._saved_dim  # type: ignore[attr-defined]
                 self._axes[node] = (axis if axis < len(shape) else axis - (1 << 64) + len(shape), shape)
             if node in self._outputs:  # beyond it lies what an earlier walk has seen
