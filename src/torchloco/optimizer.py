@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -120,6 +121,8 @@ class LocoProp(Optimizer):
         self._make_fallback = fallback or torch.optim.AdamW
         self._fallback: Optimizer | None = None
         self._plan = groups.Plan(model, params)
+        self._trains_all = params is None
+        self._unfrozen: set[Parameter] = set()
         self._layers: dict[str, AttachedLayer] = {}
         given = self._resolve_transfers(transfers or {})
         end = None if output is None else output_transfer(output)
@@ -195,6 +198,7 @@ class LocoProp(Optimizer):
             if not group.get("fallback"):
                 groups.check_running(group)
         refuse_non_finite({self._plan.names[p]: p.grad for p in group_of if p.grad is not None})
+        self._warn_of_unfrozen(group_of)
         layers = layers_to_solve(list(self._layers.values()))
         factors = []
         for layer in layers:
@@ -209,6 +213,20 @@ class LocoProp(Optimizer):
             if factor != 1 and layer.rows is not None:
                 layer.rows.g = layer.rows.g * factor
         return layers
+
+    def _warn_of_unfrozen(self, group_of: Mapping[Parameter, dict[str, Any]]) -> None:
+        """Warn, once each, of parameters that were frozen when the groups were made and have a gradient now."""
+        if not self._trains_all:
+            return
+        names = {p: name for p, name in self._plan.names.items() if p not in group_of and p.grad is not None}
+        new = [name for p, name in names.items() if p not in self._unfrozen]
+        if new:
+            self._unfrozen |= names.keys()
+            warnings.warn(
+                f"{', '.join(new[:5])}{' …' if len(new) > 5 else ''} had requires_grad=False when LocoProp was built, "
+                "have a gradient now and are not trained; add_param_group({'params': [...]}) takes them in",
+                stacklevel=6,
+            )
 
     def _solve(
         self, layer: AttachedLayer, old: Originals, group_of: Mapping[Parameter, dict[str, Any]]
