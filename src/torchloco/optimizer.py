@@ -215,7 +215,7 @@ class LocoProp(Optimizer):
         return layers
 
     def _warn_of_unfrozen(self, group_of: Mapping[Parameter, dict[str, Any]]) -> None:
-        """Warn, once each, of parameters that were frozen when the groups were made and have a gradient now."""
+        """Warn, once each, of parameters that are in no group, as they were frozen then, and have a gradient now."""
         if not self._trains_all:
             return
         names = {p: name for p, name in self._plan.names.items() if p not in group_of and p.grad is not None}
@@ -223,7 +223,7 @@ class LocoProp(Optimizer):
         if new:
             self._unfrozen |= names.keys()
             warnings.warn(
-                f"{', '.join(new[:5])}{' …' if len(new) > 5 else ''} had requires_grad=False when LocoProp was built, "
+                f"{', '.join(new[:5])}{' …' if len(new) > 5 else ''} were frozen or not there when LocoProp was built, "
                 "have a gradient now and are not trained; add_param_group({'params': [...]}) takes them in",
                 stacklevel=6,
             )

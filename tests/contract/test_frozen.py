@@ -128,7 +128,7 @@ def test_unfrozen_and_not_added_is_said_once(mlp, batches, train):
     optimizer = LocoProp(model, lr=1e-3)
     train(model, optimizer, batches(1))
     model[0].requires_grad_(True)
-    with pytest.warns(UserWarning, match=r"0.weight, 0.bias had requires_grad=False when LocoProp was built") as said:
+    with pytest.warns(UserWarning, match=r"0.weight, 0.bias were frozen or not there when LocoProp was built") as said:
         train(model, optimizer, batches(3))
     assert len(said) == 1
     assert said[0].filename.endswith("conftest.py")  # where step() was called
