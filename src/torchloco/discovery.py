@@ -103,6 +103,8 @@ class Discovery:
         self._walked: set[Node] = set()
         self.handles = []
         for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; its part of the graph is seen all the same
+                continue
             if not is_supported(module) or module is model or any(module.children()):
                 self.handles.append(
                     module.register_forward_hook(_EndHook(self, whole=module is model), with_kwargs=True)
