@@ -228,6 +228,17 @@ def test_a_vanishing_gradient_is_not_taken_for_a_wrong_one(dtype):
     assert_close(model[0].weight.detach(), best, rtol=1e-2, atol=1e-3)
 
 
+def test_gradients_at_the_end_of_the_range_are_not_taken_for_wrong_ones():
+    """As of the first of many layers: what is left of their digits differs from sum to sum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    optimizer = LocoProp(model, lr=1e-3)
+    for exponent in range(30, 46):
+        optimizer.zero_grad()
+        model[1](model[0](torch.randn(50, 6)) * 10.0**-exponent).square().mean().backward()
+        optimizer.step()
+
+
 def test_zero_gradient(mlp, batches):
     """A pass without any error is a step like others."""
     model = mlp(6, 3)
