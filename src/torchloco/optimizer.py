@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torchloco.arguments import output_transfer, resolve_objective, resolve_solv
 from torchloco.attached import AttachedLayer
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
-from torchloco.guards import Originals, layers_to_solve, non_finite, refuse_non_finite
+from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, refuse_non_finite
 from torchloco.layers import Layer
 from torchloco.losses import Loss
 from torchloco.outer import OuterRule, resolve_outer
@@ -121,8 +120,7 @@ class LocoProp(Optimizer):
         self._make_fallback = fallback or torch.optim.AdamW
         self._fallback: Optimizer | None = None
         self._plan = groups.Plan(model, params)
-        self._trains_all = params is None
-        self._unfrozen: set[Parameter] = set()
+        self._unfrozen = Unfrozen(expected=params is not None)
         self._layers: dict[str, AttachedLayer] = {}
         given = self._resolve_transfers(transfers or {})
         end = None if output is None else output_transfer(output)
@@ -186,10 +184,8 @@ class LocoProp(Optimizer):
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if self._closed:
             raise RuntimeError("this LocoProp was closed; build a new one to go on training")
-        if closure is None:
-            return None
         with torch.enable_grad():
-            return closure()
+            return None if closure is None else closure()
 
     def _ready_layers(self, group_of: Mapping[Parameter, dict[str, Any]]) -> list[AttachedLayer]:
         """The layers with a gradient and its rows, after every check."""
@@ -198,7 +194,7 @@ class LocoProp(Optimizer):
             if not group.get("fallback"):
                 groups.check_running(group)
         refuse_non_finite({self._plan.names[p]: p.grad for p in group_of if p.grad is not None})
-        self._warn_of_unfrozen(group_of)
+        self._unfrozen.warn({p: name for p, name in self._plan.names.items() if p not in group_of})
         layers = layers_to_solve(list(self._layers.values()))
         factors = []
         for layer in layers:
@@ -213,20 +209,6 @@ class LocoProp(Optimizer):
             if factor != 1 and layer.rows is not None:
                 layer.rows.g = layer.rows.g * factor
         return layers
-
-    def _warn_of_unfrozen(self, group_of: Mapping[Parameter, dict[str, Any]]) -> None:
-        """Warn, once each, of parameters that are in no group, as they were frozen then, and have a gradient now."""
-        if not self._trains_all:
-            return
-        names = {p: name for p, name in self._plan.names.items() if p not in group_of and p.grad is not None}
-        new = [name for p, name in names.items() if p not in self._unfrozen]
-        if new:
-            self._unfrozen |= names.keys()
-            warnings.warn(
-                f"{', '.join(new[:5])}{' …' if len(new) > 5 else ''} were frozen or not there when LocoProp was built, "
-                "have a gradient now and are not trained; add_param_group({'params': [...]}) takes them in",
-                stacklevel=6,
-            )
 
     def _solve(
         self, layer: AttachedLayer, old: Originals, group_of: Mapping[Parameter, dict[str, Any]]
