@@ -21,6 +21,7 @@ from torchloco import (
     Layer,
     LocoProp,
     Newton,
+    Spectral,
     SquaredDistance,
     register_layer,
 )
@@ -628,6 +629,56 @@ def test_one_layer_of_ones_own(monkeypatch):
             assert optimizer.layers[0].shape == (3, 4)
             optimizer.close()
         assert_close(model[0].kernel.t(), same[0].weight)
+
+
+class Conv1D(nn.Module):
+    """A linear layer with its weight transposed, as transformers has it."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) / nx**0.5), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+TRANSPOSED_SOLVERS = {
+    "steps": lambda: sgd(),
+    "some rows": lambda: sgd(local_rows=0.5),
+    "low precision": lambda: sgd(local_dtype=torch.float32),
+    "exact": lambda: Exact(0.1),
+    "average": lambda: Exact(0.1, average=0.5),
+    "cg": ConjugateGradient,
+    "anderson": Anderson,
+    "newton": Newton,
+    "spectral": Spectral,
+}
+
+
+@pytest.mark.parametrize("loss", ["squared", "matching"])
+@pytest.mark.parametrize("solver", TRANSPOSED_SOLVERS)
+def test_transposed_weights_are_solved_for_as_linear_ones(solver, loss, monkeypatch):
+    if loss == "matching" and solver in ("exact", "average", "cg"):
+        return
+    monkeypatch.setattr(Conv1D, "__module__", "transformers.pytorch_utils")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(Conv1D(5, 4), nn.Tanh(), Conv1D(3, 5)).double()
+    for k in (0, 2):
+        model[k].weight.data.copy_(plain[k].weight.t())
+        model[k].bias.data.copy_(plain[k].bias)
+    x = torch.randn(2, 3, 6, 4, dtype=torch.float64)  # of two micro-batches
+    for network in (plain, model):
+        optimizer = LocoProp(network, 1e-3, activation_lr=GAMMA, loss=loss, solver=TRANSPOSED_SOLVERS[solver]())
+        for _ in range(2):
+            optimizer.zero_grad()
+            for part in x:
+                network(part)[:, :-1].square().mean().backward()  # the last rows have no gradient
+            optimizer.step()
+        assert [info.shape for info in optimizer.layers] == [(5, 4), (3, 5)]
+    for k in (0, 2):
+        assert_close(model[k].weight.t(), plain[k].weight, rtol=1e-6, atol=1e-8)
+        assert_close(model[k].bias, plain[k].bias, rtol=1e-6, atol=1e-8)
 
 
 def test_registering_something_else_is_refused():

@@ -178,7 +178,7 @@ class AttachedLayer:
                 "its inputs() and rows() must agree"
             )
         if isinstance(x, Dense) and (kept := _with_gradient(g)) is not None:
-            x, a, g = Dense(x.x[kept]), a[kept], g[kept]
+            x, a, g = x.having(x.x[kept]), a[kept], g[kept]
         return Piece(x, a, g, call.units)
 
 

@@ -80,8 +80,9 @@ class Recorder:
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
         self._observer = observer
+        # First, since the user's own hooks may return another output, which is no pre-activation.
         self._handles: list[RemovableHandle] = [
-            layer.module.register_forward_hook(_ForwardHook(self), with_kwargs=True)
+            layer.module.register_forward_hook(_ForwardHook(self), with_kwargs=True, prepend=True)
         ]
 
     def record(self, x: Tensor, output: Tensor) -> Tensor:
@@ -123,6 +124,8 @@ class Recorder:
     def arrive(self, call: Call, g: Tensor) -> None:
         """A backward pass brought the gradient at a call's output."""
         task = torch._C._current_graph_task_id()
+        if self.weight.grad is None:  # cleared since, by model.zero_grad() for one
+            self.captures = []
         self._pending = [capture for capture in self._pending if capture.task == task]
         self._pending.append(Capture(call, g.detach() if g.requires_grad else g, task))
 
@@ -226,8 +229,9 @@ def gradient_factor(
     remainder = max(0.0, 1 - (cross / expected2) * (cross / seen2)) ** 0.5 if expected2 and seen2 else 0.0
     if abs(factor - 1) < 64 * eps and remainder < 1e-4:  # the usual case needs no bound on rounding
         return 1.0, remainder, 0.0
-    largest = float(g.norm().double() * xv.norm().double())
-    if expected2**0.5 <= 1e3 * eps * largest:
+    largest = float(torch.linalg.vector_norm(g, dtype=torch.float64) * xv.norm().double())
+    least = torch.finfo(wide).tiny / eps  # below it rounding is absolute
+    if expected2**0.5 <= least or 0 < seen2**0.5 <= least or expected2**0.5 <= 1e3 * eps * largest:
         return None, 0.0, 0.0
     return (1.0 if abs(factor - 1) < 64 * eps else factor), remainder, 30 * eps * largest / expected2**0.5
 

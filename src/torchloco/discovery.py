@@ -103,6 +103,8 @@ class Discovery:
         self._walked: set[Node] = set()
         self.handles = []
         for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks; its part of the graph is seen all the same
+                continue
             if not is_supported(module) or module is model or any(module.children()):
                 self.handles.append(
                     module.register_forward_hook(_EndHook(self, whole=module is model), with_kwargs=True)
@@ -245,9 +247,10 @@ class Discovery:
                 continue
             self._walked.add(node)
             if kind_of(node) in SOFTMAX:  # the backward pass will free what it has saved
-                result = node._saved_result  # type: ignore[attr-defined]
+                # Not of `_saved_result`, which checkpointing would run the forward pass again for.
+                shape = node._input_metadata[0].shape
                 axis = node._saved_dim  # type: ignore[attr-defined]
-                self._axes[node] = (axis if axis < result.dim() else axis - (1 << 64) + result.dim(), result.shape)
+                self._axes[node] = (axis if axis < len(shape) else axis - (1 << 64) + len(shape), shape)
             if node in self._outputs:  # beyond it lies what an earlier walk has seen
                 continue
             for parent, _ in node.next_functions:

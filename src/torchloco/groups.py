@@ -74,29 +74,11 @@ class Plan:
 
     def __init__(self, model: nn.Module, params: Iterable[Any] | None) -> None:
         self._model = model
-        self.names: dict[Parameter, str] = {p: name for name, p in model.named_parameters()}
-        for p, name in self.names.items():
-            if isinstance(p, UninitializedParameter):
-                raise ValueError(
-                    f"parameter {name!r} is not initialised yet; call the model once (lazy modules) "
-                    "before building LocoProp"
-                )
-        owners: dict[Parameter, int] = {}
-        for module in model.modules():
-            for own in module._parameters.values():
-                if own is not None:
-                    owners[own] = owners.get(own, 0) + 1
-        # A parameter of two modules has one gradient from both; neither's rows alone explain it.
-        self.layers: dict[str, Layer] = {
-            layer.name: layer
-            for name, module in model.named_modules()
-            for layer in layers_of(name, module)
-            if all(owners[p] == 1 for p in layer.params)
-        }
-        self._weights: dict[Parameter, str] = {layer.weight: name for name, layer in self.layers.items()}
-        self._biases: dict[Parameter, str] = {
-            layer.bias: name for name, layer in self.layers.items() if layer.bias is not None
-        }
+        self.names: dict[Parameter, str] = {}
+        self.layers: dict[str, Layer] = {}
+        self._weights: dict[Parameter, str] = {}
+        self._biases: dict[Parameter, str] = {}
+        self._survey()
         self.groups = self._as_groups(params)
         given = [(p, g) for g in self.groups for p in self._flatten(g["params"])]
         self._planned = {p for p, g in given if not g.get("fallback")}
@@ -105,6 +87,29 @@ class Plan:
                 f"{type(model).__name__} has no supported layer among the parameters to train; supported: {SUPPORTED} "
                 "(not parametrized, the weight not shared with another module). Use a torch.optim optimizer instead"
             )
+
+    def _survey(self) -> None:
+        """Take in what the model has by now; what is known stays as it is."""
+        for name, p in self._model.named_parameters():
+            if isinstance(p, UninitializedParameter):
+                raise ValueError(
+                    f"parameter {name!r} is not initialised yet; call the model once (lazy modules) "
+                    "before building LocoProp"
+                )
+            self.names.setdefault(p, name)
+        owners: dict[Parameter, int] = {}
+        for module in self._model.modules():
+            for own in module._parameters.values():
+                if own is not None:
+                    owners[own] = owners.get(own, 0) + 1
+        for name, module in self._model.named_modules():
+            for layer in layers_of(name, module):
+                # A parameter of two modules has one gradient from both; neither's rows alone explain it.
+                if layer.name not in self.layers and all(owners[p] == 1 for p in layer.params):
+                    self.layers[layer.name] = layer
+                    self._weights[layer.weight] = layer.name
+                    if layer.bias is not None:
+                        self._biases[layer.bias] = layer.name
 
     def split(self, group: Mapping[str, Any]) -> Split:
         """Take one param group apart; changes nothing.
@@ -192,6 +197,8 @@ class Plan:
 
     def _each(self, entry: Any) -> Iterator[Parameter]:
         if isinstance(entry, Parameter):
+            if entry not in self.names:
+                self._survey()  # the model may have grown
             if entry not in self.names:
                 raise ValueError(f"params holds a parameter of shape {tuple(entry.shape)} that is not the model's")
             yield entry

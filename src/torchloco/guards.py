@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -76,6 +77,31 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
 
 def _is_nonzero(gradient: Tensor | None) -> bool:
     return gradient is not None and bool(gradient.any())
+
+
+class Unfrozen:
+    """Warns, once each, of parameters that are in no group, as they were frozen then, and have a gradient now.
+
+    Args:
+        expected: Whether the user has chosen what to train, so that nothing is to be said.
+    """
+
+    def __init__(self, *, expected: bool) -> None:
+        self._expected = expected
+        self._said: set[Parameter] = set()
+
+    def warn(self, others: Mapping[Parameter, str]) -> None:
+        """Look at the parameters that are in no group, with their names."""
+        new = {p: name for p, name in others.items() if p.grad is not None and p not in self._said}
+        if self._expected or not new:
+            return
+        self._said |= new.keys()
+        names = list(new.values())
+        warnings.warn(
+            f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''} were frozen or not there when LocoProp was built, "
+            "have a gradient now and are not trained; add_param_group({'params': [...]}) takes them in",
+            stacklevel=6,
+        )
 
 
 class Originals(dict[Parameter, Tensor]):

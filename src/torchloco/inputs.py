@@ -127,13 +127,17 @@ class Dense(Inputs):
         """All rows at once."""
         yield slice(None), self.x[None]
 
+    def having(self, x: Tensor) -> Dense:
+        """Other rows of the same layer."""
+        return type(self)(x)
+
     def part(self, k: int, parts: int) -> Dense:
         """See `Inputs.part`."""
-        return Dense(self.x[k::parts].contiguous())
+        return self.having(self.x[k::parts].contiguous())
 
     def to(self, dtype: torch.dtype) -> Dense:
         """See `Inputs.to`."""
-        return Dense(self.x.to(dtype))
+        return self.having(self.x.to(dtype))
 
     def apply(self, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
         """See `Inputs.apply`."""
@@ -152,6 +156,18 @@ class Dense(Inputs):
     def dense(self) -> Tensor:
         """X."""
         return self.x
+
+
+class DenseTransposed(Dense):
+    """Rows that lie in memory and meet a weight of shape (d_in, d_out)."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """See `Inputs.matrix`."""
+        return weight.t()
+
+    def shaped(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """See `Inputs.shaped`."""
+        return matrix.t()
 
 
 class Grouped(Inputs):
@@ -283,4 +299,4 @@ def stacked(pieces: Sequence[Inputs]) -> Inputs:
     dense = [piece for piece in pieces if isinstance(piece, Dense)]
     if len(pieces) == 1:
         return pieces[0]
-    return Dense(torch.cat([piece.x for piece in dense])) if len(dense) == len(pieces) else Stacked(pieces)
+    return dense[0].having(torch.cat([piece.x for piece in dense])) if len(dense) == len(pieces) else Stacked(pieces)

@@ -18,6 +18,7 @@ SHAPE_ONLY = frozenset(
     for name in (
         *("View", "UnsafeView", "ReshapeAlias", "Alias", "T", "Transpose", "Permute", "Squeeze", "Unsqueeze", "Expand"),
         *("Clone", "ToCopy", "Slice", "Split", "SplitWithSizes", "Select", "AsStrided", "Unbind", "Unflatten"),
+        "custom BackwardHookFunction",  # put in by register_full_backward_hook
     )
 )
 
@@ -54,6 +55,9 @@ BY_NODE: dict[str, Callable[[Any], Transfer]] = {
 }
 
 
+AXES_KEPT = frozenset(
+    f"{name}Backward" for name in ("Clone", "ToCopy", "Alias", "Slice", "Split", "custom BackwardHookFunction")
+)
 AXES_MOVED = frozenset({"TBackward", "TransposeBackward", "PermuteBackward"})
 SOFTMAX = frozenset({"SoftmaxBackward", "LogSoftmaxBackward"})
 LOSSES = frozenset({"LogSoftmaxBackward", "BinaryCrossEntropyWithLogitsBackward", "MseLossBackward"})
@@ -78,7 +82,7 @@ def moved_axis(node: Node, axis: int | None, dims: int) -> tuple[int | None, int
         return value if value < count else value - (1 << 64) + count
 
     kind, saved = kind_of(node), cast(Any, node)
-    if axis is None or kind in ("CloneBackward", "ToCopyBackward", "AliasBackward", "SliceBackward", "SplitBackward"):
+    if axis is None or kind in AXES_KEPT:
         return axis, dims
     if kind in ("TransposeBackward", "TBackward"):
         pair = (0, 1) if kind == "TBackward" else (front(saved._saved_dim0, dims), front(saved._saved_dim1, dims))

@@ -17,7 +17,7 @@ from torchloco.arguments import output_transfer, resolve_objective, resolve_solv
 from torchloco.attached import AttachedLayer
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
-from torchloco.guards import Originals, layers_to_solve, non_finite, refuse_non_finite
+from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, refuse_non_finite
 from torchloco.layers import Layer
 from torchloco.losses import Loss
 from torchloco.outer import OuterRule, resolve_outer
@@ -120,6 +120,7 @@ class LocoProp(Optimizer):
         self._make_fallback = fallback or torch.optim.AdamW
         self._fallback: Optimizer | None = None
         self._plan = groups.Plan(model, params)
+        self._unfrozen = Unfrozen(expected=params is not None)
         self._layers: dict[str, AttachedLayer] = {}
         given = self._resolve_transfers(transfers or {})
         end = None if output is None else output_transfer(output)
@@ -183,10 +184,8 @@ class LocoProp(Optimizer):
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if self._closed:
             raise RuntimeError("this LocoProp was closed; build a new one to go on training")
-        if closure is None:
-            return None
         with torch.enable_grad():
-            return closure()
+            return None if closure is None else closure()
 
     def _ready_layers(self, group_of: Mapping[Parameter, dict[str, Any]]) -> list[AttachedLayer]:
         """The layers with a gradient and its rows, after every check."""
@@ -195,6 +194,7 @@ class LocoProp(Optimizer):
             if not group.get("fallback"):
                 groups.check_running(group)
         refuse_non_finite({self._plan.names[p]: p.grad for p in group_of if p.grad is not None})
+        self._unfrozen.warn({p: name for p, name in self._plan.names.items() if p not in group_of})
         layers = layers_to_solve(list(self._layers.values()))
         factors = []
         for layer in layers:

@@ -9,6 +9,11 @@ import torchloco.transfers
 from torchloco import LocoProp, Transfer, get_transfer, register_transfer
 
 
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
 class Between(nn.Module):
     """A layer, something after it, and a second layer."""
 
@@ -326,6 +331,32 @@ def test_units_that_go_different_ways_are_identity():
             return mean, F.softplus(spread)
 
     assert decided(Gaussian(), criterion=lambda pair: (pair[0] / pair[1]).square().sum()) == {"out": "identity"}
+
+
+def test_seen_through_full_backward_hooks():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.LogSoftmax(1))
+    for module in model:
+        module.register_full_backward_hook(lambda *_: None)
+    optimizer = LocoProp(model)
+    F.nll_loss(model(torch.randn(4, 6, requires_grad=True)), torch.zeros(4, dtype=torch.long)).backward()
+    optimizer.step()
+    assert [info.transfer.name for info in optimizer.layers] == ["tanh", "softmax"]
+
+
+def test_what_a_forward_hook_makes_of_the_output_is_not_the_pre_activation():
+    """The optimizer is built after the hook, but sees what the layer itself has returned."""
+    results = []
+    for hooked in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Identity() if hooked else Doubled(), nn.Tanh(), nn.Linear(5, 3))
+        if hooked:
+            model[0].register_forward_hook(lambda module, args, output: 2 * output)
+        optimizer = LocoProp(model, lr=1e-3)
+        model(torch.ones(4, 6)).square().mean().backward()
+        optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+        assert [info.transfer.name for info in optimizer.layers] == ["identity", "identity"]
+    torch.testing.assert_close(*results)
 
 
 def test_one_activation_module_in_many_places():

@@ -225,3 +225,17 @@ def test_sparse_gradients_with_an_optimizer_for_them():
     model(torch.arange(7)).square().sum().backward()
     optimizer.step()
     assert all(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=False))
+
+
+@pytest.mark.filterwarnings("ignore:.*is (deprecated|not supported):DeprecationWarning")
+def test_scripted_parts_go_to_it():
+    torch.manual_seed(0)
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), scripted, nn.Linear(6, 3))
+    optimizer = LocoProp(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.randn(7, 5)).square().mean().backward()
+    optimizer.step()
+    assert not any(map(torch.equal, before, model.parameters()))
+    assert [info.transfer.name for info in optimizer.layers] == ["tanh", "identity"]
+    assert optimizer.fallback_parameters == ["2.0.weight", "2.0.bias"]

@@ -120,3 +120,22 @@ def test_unfrozen_in_the_middle(mlp, batches, train, values):
     after = values(model)
     assert all(not torch.equal(before[name], after[name]) for name in before)
     assert {info.name: info.transfer.name for info in optimizer.layers}["0"] == "tanh"
+
+
+def test_unfrozen_and_not_added_is_said_once(mlp, batches, train):
+    model = mlp()
+    model[0].requires_grad_(False)
+    optimizer = LocoProp(model, lr=1e-3)
+    train(model, optimizer, batches(1))
+    model[0].requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"0.weight, 0.bias were frozen or not there when LocoProp was built") as said:
+        train(model, optimizer, batches(3))
+    assert len(said) == 1
+    assert said[0].filename.endswith("conftest.py")  # where step() was called
+    optimizer.add_param_group({"params": ["0"]})
+    train(model, optimizer, batches(1))
+
+
+def test_left_out_of_params_is_not_said(mlp, batches, train):
+    model = mlp()
+    train(model, LocoProp(model, lr=1e-3, params=[model[2], model[4]]), batches(2))

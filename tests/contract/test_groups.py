@@ -237,3 +237,19 @@ def test_groups_are_shown(mlp):
     text = repr(optimizer)
     assert "lr=0.002" in text
     assert "local_steps=7" in text
+
+
+def test_a_model_that_has_grown(mlp, batches, train, values, same):
+    """Modules that were not there when the optimizer was built are taken in by add_param_group."""
+    whole, grown = mlp(), mlp()
+    rest = [grown.pop(4), grown.pop(3)][::-1]
+    optimizer = LocoProp(grown, lr=1e-3)
+    grown.extend(rest)
+    for model in (grown, whole):
+        model.append(nn.LayerNorm(model[4].out_features, dtype=model[4].weight.dtype))
+    optimizer.add_param_group({"params": grown[4].parameters()})
+    optimizer.add_param_group({"params": ["5"]})
+    assert [info.name for info in optimizer.layers] == ["0", "2", "4"]
+    data = batches(3)
+    assert train(grown, optimizer, data) == train(whole, LocoProp(whole, lr=1e-3), data)
+    assert same(values(grown), values(whole))

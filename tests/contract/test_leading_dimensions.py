@@ -72,3 +72,31 @@ def test_several_shapes_in_one_step(mlp, batches, values):
     for optimizer in optimizers:
         optimizer.step()
     assert_close(values(a), values(b), rtol=1e-9, atol=1e-12)
+
+
+def rows_of(layout):
+    """A model's input in that layout, and the same as a matrix."""
+    torch.manual_seed(0)
+    if layout == torch.jagged:
+        sequences = [torch.randn(n, 6) for n in (3, 1, 4)]
+        return torch.nested.nested_tensor(sequences, layout=layout), torch.cat(sequences)
+    x = torch.randn(8, 6) * (torch.rand(8, 6) > 0.7)
+    return x.to_sparse(layout=layout), x
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", [torch.jagged, torch.sparse_coo, torch.sparse_csr], ids=str)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_jagged_and_sparse_inputs(layout, bias, values):
+    results = []
+    for x in rows_of(layout):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 5, bias), nn.Tanh(), nn.Linear(5, 3, bias))
+        optimizer = LocoProp(model, lr=1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            y = model(x)
+            (y.values() if y.layout == torch.jagged else y).square().mean().backward()
+            optimizer.step()
+        results.append(values(model))
+    assert_close(*results, rtol=1e-6, atol=1e-7)

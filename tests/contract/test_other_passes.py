@@ -99,6 +99,17 @@ def test_checkpointed_part_is_followed_once(x):
     assert [info.transfer.name for info in optimizer.layers] == ["tanh", "identity"]
 
 
+def test_discovery_recomputes_nothing(x):
+    model = nn.Sequential(nn.Linear(6, 5), nn.Softmax(1), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    optimizer = build(model)
+    checkpoint(model, x.requires_grad_(), use_reentrant=False).square().mean().backward()
+    optimizer.step()
+    assert len(calls) == 2
+    assert [info.transfer.name for info in optimizer.layers] == ["softmax", "tanh", "identity"]
+
+
 def test_weight_changed_after_the_forward_pass_is_refused(x):
     model = network()
     optimizer = build(model)

@@ -182,6 +182,20 @@ def test_cleared_through_the_model(set_to_none, mlp, batches, values, same):
     assert same(values(a), values(b))
 
 
+def test_passes_without_a_step_cleared_through_the_model(mlp, batches, train, values, same):
+    """As of a discriminator that the generator's loss goes through."""
+    a, b = mlp(), mlp()
+    data = batches(4)
+    train(a, LocoProp(a, lr=1e-3), data[1::2])
+    optimizer = LocoProp(b, lr=1e-3)
+    for (other, _), (x, y) in zip(data[::2], data[1::2], strict=True):
+        b(other).mean().backward()
+        b.zero_grad()
+        nn.functional.mse_loss(b(x), y).backward()
+        optimizer.step()
+    assert same(values(a), values(b))
+
+
 def test_gradients_cleared_between_forward_and_backward(mlp, batches, train, values, same):
     a, b = mlp(), mlp()
     data = batches(3)
@@ -212,6 +226,17 @@ def test_a_vanishing_gradient_is_not_taken_for_a_wrong_one(dtype):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert_close(model[0].weight.detach(), best, rtol=1e-2, atol=1e-3)
+
+
+def test_gradients_at_the_end_of_the_range_are_not_taken_for_wrong_ones():
+    """As of the first of many layers: what is left of their digits differs from sum to sum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    optimizer = LocoProp(model, lr=1e-3)
+    for exponent in range(30, 46):
+        optimizer.zero_grad()
+        model[1](model[0](torch.randn(50, 6)) * 10.0**-exponent).square().mean().backward()
+        optimizer.step()
 
 
 def test_zero_gradient(mlp, batches):

@@ -147,3 +147,21 @@ def test_optimizer_class_is_told_to_take_the_model(dataset, tmp_path):
     )
     with pytest.raises(TypeError, match="first argument must be the model"):
         trainer.train()
+
+
+def test_gpt2(dataset):
+    """Its linear layers are a class of their own, with transposed weights; its head is tied."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=16, n_positions=LENGTH, n_embd=16, n_layer=2, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    optimizer = LocoProp(model)
+    rows = torch.stack([entry["labels"] for entry in dataset])
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = model(input_ids=rows, labels=rows).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert [info.shape for info in optimizer.layers] == 2 * [(48, 16), (16, 16), (64, 16), (16, 64)]

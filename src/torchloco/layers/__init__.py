@@ -8,13 +8,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torchloco.layers.attention import Projection
 from torchloco.layers.base import Layer
 from torchloco.layers.convolution import CONVOLUTIONS
-from torchloco.layers.dense import LinearLayer
+from torchloco.layers.dense import LinearLayer, TransposedLinearLayer
 
 __all__ = ["SUPPORTED", "Layer", "is_supported", "layers_of", "register_layer"]
 
 SUPPORTED = (
-    "nn.Linear, nn.Conv1d to Conv3d, nn.ConvTranspose1d to ConvTranspose3d, nn.MultiheadAttention, and what "
-    "register_layer was told of"
+    "nn.Linear, nn.Conv1d to Conv3d, nn.ConvTranspose1d to ConvTranspose3d, nn.MultiheadAttention, transformers' "
+    "Conv1D, and what register_layer was told of"
 )
 
 # The projection inside nn.MultiheadAttention is a Linear whose forward is never called.
@@ -24,6 +24,9 @@ _kinds: dict[type[nn.Module], type[Layer] | None] = {
     **CONVOLUTIONS,
     nn.MultiheadAttention: Projection,
 }
+
+# Those of other libraries, which need not be installed.
+_by_name: dict[str, type[Layer]] = {"transformers.pytorch_utils.Conv1D": TransposedLinearLayer}
 
 
 def register_layer(module: type[nn.Module], layer: type[Layer]) -> None:
@@ -56,11 +59,15 @@ def layers_of(name: str, module: nn.Module) -> list[Layer]:
     Subclasses that compute something else than their class are not, nor is a layer whose weight is computed (a
     parametrization).
     """
-    cls = next((cls for cls in type(module).__mro__ if cls in _kinds), None)
-    kind = None if cls is None else _kinds[cls]
+    cls = next((cls for cls in type(module).__mro__ if cls in _kinds or _name_of(cls) in _by_name), None)
+    kind = None if cls is None else _kinds.get(cls, _by_name.get(_name_of(cls)))
     if cls is None or kind is None:
         return []
     for method in ("forward", "_conv_forward"):
         if getattr(type(module), method, None) is not getattr(cls, method, None):
             return []
     return [layer for layer in kind.of(name, module) if layer.is_solvable()]
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -113,5 +113,9 @@ class Layer(ABC):
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """(…, d) → (N, d), without a copy where the memory allows it."""
+    """(…, d) → (N, d), without a copy where the memory allows it; jagged and sparse tensors, too."""
+    if tensor.layout == torch.jagged:
+        tensor = tensor.values()
+    elif tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
