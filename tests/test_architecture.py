@@ -22,7 +22,7 @@ MATHEMATICS = [
         "sampling",
         "conjugate",
     ),
-    *("solvers", "steps", "exact", "anderson", "newton", "safety", "rmsprop"),
+    *("solvers", "steps", "exact", "moments", "spectral", "anderson", "newton", "safety", "rmsprop"),
 ]
 ATTACHING = {
     "capture",

@@ -80,6 +80,14 @@ class AttachedLayer:
             for p in self.params:
                 made.state.pop(p, None)
 
+    def detach(self, state: MutableMapping[Any, Any]) -> None:
+        """Take the hooks off, and everything of this layer out of `state`."""
+        self.recorder.remove()
+        self.release()
+        for p in self.params:
+            for part in ("solver", "outer", "memory"):
+                state.get(p, {}).pop(part, None)
+
     def _optimizers(self) -> list[tuple[str, Optimizer]]:
         """The optimizers, with the name that their state goes by."""
         inner = [] if self.inner is None else [("solver", self.inner)]

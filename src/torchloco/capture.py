@@ -77,6 +77,8 @@ class Recorder:
         drop_inert_hooks(layer.module)
         self.layer = layer
         self.weight = layer.weight
+        self.called = False
+        self._first_gradient = self._gradient_now()
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
         self._observer = observer
@@ -150,6 +152,16 @@ class Recorder:
         """Let go of all captures."""
         self.captures, self._pending = [], []
 
+    def is_bypassed(self) -> bool:
+        """Whether the weight has got a gradient without any call of its module."""
+        gradient = self._gradient_now()
+        return not self.called and gradient is not None and gradient != self._first_gradient
+
+    def _gradient_now(self) -> tuple[int, int] | None:
+        """What changes when the weight's gradient is replaced or written to."""
+        gradient = self.weight.grad
+        return None if gradient is None else (gradient.data_ptr(), gradient._version)
+
     def weights_now(self) -> tuple[int, ...]:
         """What changes when the weight or the bias is replaced or written to."""
         return tuple(value for p in self.layer.params for value in (id(p), p._version))
@@ -188,6 +200,7 @@ class _ForwardHook:
         # Other weights in its place (functional_call, a parametrization) are not solved for; nor are frozen ones.
         if recorder.layer.weight is not recorder.weight or not recorder.weight.requires_grad:
             return None
+        recorder.called = True
         return recorder.layer.watch(recorder, args, kwargs, output)
 
     def __reduce__(self) -> tuple[type[_ForwardHook], tuple[()]]:

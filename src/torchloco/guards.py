@@ -61,7 +61,7 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
         )
     ready = [layer for layer in layers if layer.weight.grad is not None]
     # zero_grad(set_to_none=False) leaves zeros at a layer that took no part in this pass.
-    ready = [layer for layer in ready if layer.recorder.collected() or _is_nonzero(layer.weight.grad)]
+    ready = [layer for layer in ready if layer.recorder.collected() or is_nonzero(layer.weight.grad)]
     missing = [layer.name for layer in ready if not layer.recorder.collected()]
     if missing:
         raise RuntimeError(
@@ -75,7 +75,8 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
     return ready
 
 
-def _is_nonzero(gradient: Tensor | None) -> bool:
+def is_nonzero(gradient: Tensor | None) -> bool:
+    """Whether there is a gradient, not of zeros alone."""
     return gradient is not None and bool(gradient.any())
 
 

@@ -28,6 +28,7 @@ from torchloco.state import load, schedule_factor
 from torchloco.steps import refuse_closure
 from torchloco.targets import TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
+from torchloco.uncalled import Adopted, uncalled, warn_of_uncalled
 
 
 class LocoProp(Optimizer):
@@ -39,7 +40,8 @@ class LocoProp(Optimizer):
         minimise over W̃, b̃:   Σ_rows loss(X W̃ᵀ + b̃ ; T) + regularizer(W̃, W)
 
     Supported are `nn.Linear`, convolutions and transposed convolutions in one to three dimensions, the projections of
-    `nn.MultiheadAttention`, and what `register_layer` was told of. All other parameters go to a fallback optimizer.
+    `nn.MultiheadAttention`, and what `register_layer` was told of. All other parameters go to a fallback optimizer;
+    those of layers that the model uses by their weight alone, without a call, at the first step, with a warning.
     `repr(optimizer)` and `optimizer.layers` say what was decided for every layer; transfer functions that are not given
     are discovered in the first forward pass. A model may be compiled by torch.compile, before or after the optimizer is
     built, but must not have been called compiled before; its first forward pass is then run twice, for discovery.
@@ -119,6 +121,7 @@ class LocoProp(Optimizer):
         refuse_closure(fallback)
         self._make_fallback = fallback or torch.optim.AdamW
         self._fallback: Optimizer | None = None
+        self._adopted = Adopted()
         self._plan = groups.Plan(model, params)
         self._unfrozen = Unfrozen(expected=params is not None)
         self._layers: dict[str, AttachedLayer] = {}
@@ -169,6 +172,7 @@ class LocoProp(Optimizer):
                         self._outer.apply(layer.params, [old[p] for p in layer.params], layer.outers, scale)
                     self._refuse_divergence(layers)
                 if self._fallback is not None:
+                    self._adopted.follow(group_of)
                     self._fallback.step()
             for layer, (target_keep, solver_keep) in zip(layers, kept, strict=True):
                 layer.remember(self.state, "target", target_keep)
@@ -195,6 +199,10 @@ class LocoProp(Optimizer):
                 groups.check_running(group)
         refuse_non_finite({self._plan.names[p]: p.grad for p in group_of if p.grad is not None})
         self._unfrozen.warn({p: name for p, name in self._plan.names.items() if p not in group_of})
+        strangers = uncalled(list(self._layers.values()))
+        if strangers:
+            self._give_to_fallback(strangers, group_of)
+            warn_of_uncalled(strangers, self.fallback_name)
         layers = layers_to_solve(list(self._layers.values()))
         factors = []
         for layer in layers:
@@ -257,6 +265,18 @@ class LocoProp(Optimizer):
         if learn != layer.learn_bias:
             layer.learn_bias = learn
             self._make_optimizers(layer)
+
+    def _give_to_fallback(self, layers: list[AttachedLayer], group_of: Mapping[Parameter, dict[str, Any]]) -> None:
+        """Solve for these layers no more. Their parameters stay in their groups, on which schedulers may rely."""
+        params = [p for layer in layers for p in layer.params]
+        for group in self.param_groups:
+            own = [p for p in params if group_of[p] is group]
+            if own:
+                self._adopted.add(self._fallback_groups({"params": own})[0])
+        for layer in layers:
+            layer.detach(self.state)
+            del self._layers[layer.name]
+        self._bind()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, modules or layer names; layers found in it are attached.
@@ -408,7 +428,8 @@ class LocoProp(Optimizer):
     @property
     def fallback_parameters(self) -> list[str]:
         """Names of the parameters that the fallback optimizer updates."""
-        return [self._plan.names[p] for g in self.param_groups if g.get("fallback") for p in g["params"]]
+        groups = [group for group in self.param_groups if group.get("fallback")] + self._adopted.groups
+        return [self._plan.names[p] for group in groups for p in group["params"]]
 
     def _resolve_transfers(self, given: Mapping[str, str | Transfer]) -> dict[str, Transfer]:
         if not isinstance(given, Mapping):
@@ -463,6 +484,7 @@ class LocoProp(Optimizer):
         if self._fallback is not None:
             self._fallback.state = self.state
             self._fallback.param_groups = [group for group in self.param_groups if group.get("fallback")]
+            self._adopted.bind(self._fallback)
 
     def _observe(self, recorder: capture.Recorder, x: Tensor, output: Tensor) -> None:
         self._discovery.enter(x)
