@@ -328,32 +328,6 @@ def test_gradients_without_rows_because_built_too_late(mlp, batches, values, sam
     assert same(values(model), before)
 
 
-def test_gradients_without_rows_because_not_called_as_a_module(batches, values, same):
-    class Functional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.called, self.read = nn.Linear(6, 5, dtype=torch.float64), nn.Linear(5, 3, dtype=torch.float64)
-
-        def forward(self, x):
-            return F.linear(torch.tanh(self.called(x)), self.read.weight, self.read.bias)
-
-    model = Functional()
-    optimizer = LocoProp(model)
-    [(x, y)] = batches(1)
-    F.mse_loss(model(x), y).backward()
-    before = values(model)
-    with pytest.raises(RuntimeError, match="no captured rows: read.*called as modules.*'fallback': True"):
-        optimizer.step()
-    assert same(values(model), before)
-    optimizer.close()
-    # what the message advises
-    optimizer = LocoProp(model, params=[{"params": "called"}, {"params": "read", "fallback": True}])
-    optimizer.zero_grad()
-    F.mse_loss(model(x), y).backward()
-    optimizer.step()
-    assert not same(values(model), before)
-
-
 def test_rows_cleared_between_backward_and_step(mlp, batches, values, same):
     model = mlp()
     optimizer = LocoProp(model)

@@ -17,6 +17,7 @@ from torchloco.arguments import output_transfer, resolve_objective, resolve_solv
 from torchloco.attached import AttachedLayer
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
+from torchloco.fallback import Fallback
 from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, refuse_non_finite
 from torchloco.layers import Layer
 from torchloco.losses import Loss
@@ -25,10 +26,9 @@ from torchloco.regularizers import Regularizer
 from torchloco.safety import check_safe, solve_safely
 from torchloco.solvers import Solver, Task
 from torchloco.state import load, schedule_factor
-from torchloco.steps import refuse_closure
 from torchloco.targets import TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
-from torchloco.uncalled import Adopted, uncalled, warn_of_uncalled
+from torchloco.uncalled import uncalled, warn_of_uncalled
 
 
 class LocoProp(Optimizer):
@@ -113,15 +113,7 @@ class LocoProp(Optimizer):
         self._safe = bool(safe)
         if safe:
             check_safe(self._objective.loss, regularizer)
-        if fallback is not None and (not callable(fallback) or isinstance(fallback, Optimizer)):
-            raise TypeError(
-                "fallback must be a torch.optim class or a factory (params) → Optimizer, got "
-                f"{type(fallback).__name__}; it is given the parameters in no supported layer"
-            )
-        refuse_closure(fallback)
-        self._make_fallback = fallback or torch.optim.AdamW
-        self._fallback: Optimizer | None = None
-        self._adopted = Adopted()
+        self._fallback = Fallback(fallback)
         self._plan = groups.Plan(model, params)
         self._unfrozen = Unfrozen(expected=params is not None)
         self._layers: dict[str, AttachedLayer] = {}
@@ -171,9 +163,7 @@ class LocoProp(Optimizer):
                         scale = schedule_factor(group_of[layer.weight])
                         self._outer.apply(layer.params, [old[p] for p in layer.params], layer.outers, scale)
                     self._refuse_divergence(layers)
-                if self._fallback is not None:
-                    self._adopted.follow(group_of)
-                    self._fallback.step()
+                self._fallback.step(group_of)
             for layer, (target_keep, solver_keep) in zip(layers, kept, strict=True):
                 layer.remember(self.state, "target", target_keep)
                 layer.remember(self.state, "solver", solver_keep)
@@ -272,7 +262,7 @@ class LocoProp(Optimizer):
         for group in self.param_groups:
             own = [p for p in params if group_of[p] is group]
             if own:
-                self._adopted.add(self._fallback_groups({"params": own})[0])
+                self._fallback.adopt(own, self.state)
         for layer in layers:
             layer.detach(self.state)
             del self._layers[layer.name]
@@ -292,7 +282,9 @@ class LocoProp(Optimizer):
         for layer in split.layers:
             capture.check_free(layer)
         # The fallback comes first, since a factory of the user's may raise; its group comes last.
-        last = self._fallback_groups({**split.fallback_options, "params": split.fallback}) if split.fallback else []
+        last = []
+        if split.fallback:
+            last = [self._fallback.add({**split.fallback_options, "params": split.fallback}, self.state)]
         if split.params:
             super().add_param_group({**split.options, "params": split.params})
             self.param_groups[-1].setdefault("given_lr", float(self.param_groups[-1]["lr"]))
@@ -345,9 +337,8 @@ class LocoProp(Optimizer):
         self._bind()
 
     def _solver_names(self) -> dict[str, str]:
-        fallback = "none" if self._fallback is None else type(self._fallback).__name__
         outer = "none" if self._outer is None else self._outer.name
-        return {"solver": self._solver.name, "outer": outer, "fallback": fallback}
+        return {"solver": self._solver.name, "outer": outer, "fallback": self._fallback.kind}
 
     def close(self) -> None:
         """Take the hooks off the model. The optimizer takes no further step; another can be attached."""
@@ -420,16 +411,12 @@ class LocoProp(Optimizer):
     @property
     def fallback_name(self) -> str:
         """The fallback optimizer's class and learning rates, or "none"."""
-        if self._fallback is None:
-            return "none"
-        rates = sorted({f"{group['lr']:g}" for group in self._fallback.param_groups})
-        return f"{type(self._fallback).__name__}(lr={', '.join(rates)})"
+        return repr(self._fallback)
 
     @property
     def fallback_parameters(self) -> list[str]:
         """Names of the parameters that the fallback optimizer updates."""
-        groups = [group for group in self.param_groups if group.get("fallback")] + self._adopted.groups
-        return [self._plan.names[p] for group in groups for p in group["params"]]
+        return [self._plan.names[p] for p in self._fallback.params]
 
     def _resolve_transfers(self, given: Mapping[str, str | Transfer]) -> dict[str, Transfer]:
         if not isinstance(given, Mapping):
@@ -460,20 +447,6 @@ class LocoProp(Optimizer):
     def _holds(self, p: Parameter) -> bool:
         return any(p is q for group in self.param_groups if not group.get("fallback") for q in group["params"])
 
-    def _fallback_groups(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        """The group as the fallback optimizer has it."""
-        if self._fallback is None:
-            self._fallback = self._make_fallback([group])
-            if not isinstance(self._fallback, Optimizer):
-                raise TypeError(f"fallback returned {type(self._fallback).__name__}, not a torch.optim.Optimizer")
-        else:
-            self._fallback.add_param_group(group)
-        for p in self._fallback.param_groups[-1]["params"]:
-            if p in self._fallback.state and self._fallback.state is not self.state:
-                self.state[p].update(self._fallback.state[p])  # what an optimizer fills in when it is made
-        self._fallback.param_groups[-1]["fallback"] = True
-        return self._fallback.param_groups[-1:]
-
     def _bind(self) -> None:
         """Let the inner optimizers and the fallback work on this optimizer's state and groups.
 
@@ -481,10 +454,7 @@ class LocoProp(Optimizer):
         """
         for layer in self._layers.values():
             layer.bind(self.state)
-        if self._fallback is not None:
-            self._fallback.state = self.state
-            self._fallback.param_groups = [group for group in self.param_groups if group.get("fallback")]
-            self._adopted.bind(self._fallback)
+        self._fallback.bind(self.param_groups, self.state)
 
     def _observe(self, recorder: capture.Recorder, x: Tensor, output: Tensor) -> None:
         self._discovery.enter(x)
