@@ -250,7 +250,7 @@ def summary(row: dict[str, Any]) -> str:
 
 @app.command()
 def prices(problem: str, methods: str, rounds: int = 7, threads: int = 2) -> None:
-    """Time and memory of a step ÷ AdamW's, in turns in one process; to results/models/prices-PROBLEM.json."""
+    """Time and memory of a step ÷ AdamW's, in turns in one process; into results/models/prices-PROBLEM.json."""
     prepare(threads)
     names = ["adamw", *(name for name in methods.split(",") if name != "adamw")]
     steps = {name: _stepper(build(problem, 0), METHODS[name]) for name in names}
@@ -264,7 +264,8 @@ def prices(problem: str, methods: str, rounds: int = 7, threads: int = 2) -> Non
             for _ in range(10):  # SOAP renews its factors in every tenth
                 step()
             seconds[name].append((perf_counter() - start) / 10)
-    rows = {}
+    path = FOLDER / f"prices-{problem}.json"
+    rows = json.loads(path.read_text())["methods"] if path.exists() else {}
     for name, (step, optimizer) in steps.items():
         ratios = [a / b for a, b in zip(seconds[name], seconds["adamw"], strict=True)]
         peak = peak_bytes(step, torch.device("cpu"))
@@ -278,7 +279,7 @@ def prices(problem: str, methods: str, rounds: int = 7, threads: int = 2) -> Non
         print(name, rows[name], flush=True)
     about = {"problem": problem, "threads": threads, "versions": versions(), "machine": machine("cpu"), "methods": rows}
     text = json.dumps(about, indent=1) + "\n"
-    write_atomically(FOLDER / f"prices-{problem}.json", lambda file: file.write_text(text))
+    write_atomically(path, lambda file: file.write_text(text))
 
 
 def _stepper(problem: Problem, method: Callable[[nn.Module, float], Optimizer]) -> tuple[Callable[[], None], Optimizer]:
