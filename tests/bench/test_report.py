@@ -516,3 +516,10 @@ def test_the_table_names_its_columns(finished_study: Path):
     assert write.title_of(load(finished_study)) == "CURVES: the standard tanh autoencoder, 3 epochs"
     with pytest.raises(BenchError, match="is not a folder"):
         load(finished_study / "nothing")
+
+
+def test_commits_that_some_runs_did_not_note_are_not_claimed_for_them(tmp_path: Path):
+    for name, commit in (("adam", "1130fb1"), ("sgd", None)):
+        shutil.copy(RESULTS / "curves" / f"{name}.jsonl", tmp_path)
+        change_rows(tmp_path / f"{name}.jsonl", lambda rows, commit=commit: [{**rows[0], "commit": commit}, *rows[1:]])
+    assert facts.provenance(load(tmp_path))[1] == "1130fb1, others not noted"

@@ -56,6 +56,8 @@ def provenance(study: Study) -> tuple[str, str]:
         dates = [change[0]]
     if not commits and change is not None:
         commits = [f"{change[1]} (of the files)"]
+    elif commits and not all(run.config.get("commit") for run in study.all_runs):
+        commits.append("others not noted")
     return " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "", ", ".join(commits)
 
 
