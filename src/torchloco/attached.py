@@ -196,6 +196,7 @@ def _with_gradient(g: Tensor) -> Tensor | None:
     The network's loss does not depend on the others, as on padding: they are to have no say in the further local steps
     either.
     """
+    # No single column tells: a ReLU leaves zeros in each. Nor does a plain sum, which is zero for a softmax.
     weights = torch.linspace(1, 2, g.shape[1], dtype=g.dtype, device=g.device)
     candidates = (g @ weights == 0).nonzero()[:, 0]  # mostly none, and then this is all that it costs
     idle = candidates[(g[candidates] == 0).all(1)]

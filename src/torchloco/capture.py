@@ -160,7 +160,7 @@ class Recorder:
     def _gradient_now(self) -> tuple[int, int] | None:
         """What changes when the weight's gradient is replaced or written to."""
         gradient = self.weight.grad
-        return None if gradient is None else (gradient.data_ptr(), gradient._version)
+        return None if gradient is None else (id(gradient), gradient._version)
 
     def weights_now(self) -> tuple[int, ...]:
         """What changes when the weight or the bias is replaced or written to."""
