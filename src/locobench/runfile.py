@@ -120,7 +120,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise BenchError(f"another process is writing to --out {folder}; wait for it, or choose another") from None
+            raise BenchError(f"another process is writing to {folder}; wait for it, or choose another folder") from None
         try:
             yield
         finally:

@@ -1,6 +1,7 @@
 """The price of a step: every method timed next to Adam, in turns, in one process."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from statistics import fmean
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from locobench import problems
+from locobench.errors import BenchError
 from locobench.memory import peak_bytes, state_bytes
 from locobench.methods import Method, find
 from locobench.prices import Price, Section
@@ -68,17 +70,31 @@ def measure(
         device: To run on.
         threads: That torch uses on the CPU.
         on_round: Called after every round.
+
+    Raises:
+        BenchError: The batch, the model or Adam's steps need more memory than there is.
     """
     place = use_device(device, threads)
     for width, depth, batch_size in product(widths, depths, batch_sizes):
         section = Section(width, depth, batch_size)
-        batch = torch.rand(batch_size, PIXELS, generator=torch.Generator().manual_seed(0)).to(place)
+        with _within_memory(section):
+            batch = torch.rand(batch_size, PIXELS, generator=torch.Generator().manual_seed(0)).to(place)
 
         def make(width: int = width, depth: int = depth) -> problems.Autoencoder:
             return problems.build(model, activation, PIXELS, seed=0, width=width, depth=depth).to(place)
 
         _measure_section(section, methods, make, batch, rounds, on_round)
         yield section
+
+
+@contextmanager
+def _within_memory(section: Section) -> Iterator[None]:
+    """What is needed before any method can be timed: where torch refuses it, no price can be had."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0]
+        raise BenchError(f"{section.title}: torch refused Adam's own steps ({first}); choose smaller sizes") from error
 
 
 def _measure_section(
@@ -89,8 +105,9 @@ def _measure_section(
     rounds: int,
     on_round: Callable[[Section, Method], None],
 ) -> None:
-    adam = _Contestant(find("adam"), make, batch)
-    adam_state, adam_peak = state_bytes(adam.optimizer), peak_of_training(find("adam"), make, batch)
+    with _within_memory(section):
+        adam = _Contestant(find("adam"), make, batch)
+        adam_state, adam_peak = state_bytes(adam.optimizer), peak_of_training(find("adam"), make, batch)
     peak = Peak(adam.model, len(batch))
     for method in methods:
         peak.sample()

@@ -357,6 +357,13 @@ def test_kill_9_leaves_the_page_of_before(study: Path):
     assert page_of(study).rstrip().endswith("</html>")
 
 
+def test_one_report_of_a_folder_at_a_time(study: Path):
+    (study / "report").mkdir(exist_ok=True)
+    with runfile.locked(study / "report"):
+        assert "another process is writing to" in refused("report", study)
+    run("report", study)
+
+
 def test_old_runs_without_reconstructions(study: Path):
     for file in study.rglob("*.reconstructions.png"):
         assert file.stat().st_size < 8000

@@ -288,6 +288,13 @@ def test_what_cannot_be_done_is_said(arguments: list[str], message: str):
     assert message in result.stderr
 
 
+def test_sizes_beyond_all_memory(tmp_path: Path):
+    result = run("speed", "--batch-size", str(10**15), "--out", str(tmp_path / "speed.json"))
+    assert result.exit_code == 2, result.output
+    assert "width ×1, depth ×1, batch 1000000000000000: torch refused Adam's own steps" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "change",
     [{"method": ["a"]}, {"time_ratio": -1}, {"time_ratio": "nan"}, {"width": "x"}, {"width": 0}],

@@ -11,7 +11,7 @@ from locobench.report import cells, pictures
 from locobench.report.facts import facts
 from locobench.report.study import Study, load
 from locobench.report.summary import Summary, headline, summarize
-from locobench.runfile import prepare_folder, write_atomically
+from locobench.runfile import locked, prepare_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write(folder: Path, *, speed: Path | None = None, second_order: Path | None 
         second_order: A file of `locobench figure second-order`.
 
     Raises:
-        BenchError: A library is missing, or what is read is not as it should be.
+        BenchError: A library is missing, what is read is not as it should be, or another process is writing the report.
     """
     check()
     from locobench.report import page
@@ -61,8 +61,9 @@ def write(folder: Path, *, speed: Path | None = None, second_order: Path | None 
     prepare_folder(out)
     command = command_of([folder], speed, second_order)
     text = page.render(study, summary, title, command, content)
-    files = [_text(out / "report.html", text), _text(out / "table.md", _markdown(study, summary, command))]
-    return Written(study, summary, title, [*files, *_pictures(study, summary, title, out)])
+    with locked(out):
+        files = [_text(out / "report.html", text), _text(out / "table.md", _markdown(study, summary, command))]
+        return Written(study, summary, title, [*files, *_pictures(study, summary, title, out)])
 
 
 def command_of(folders: Sequence[Path], speed: Path | None = None, second_order: Path | None = None) -> str:
