@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # A test and the benchmark's K-FAC need them; curvlinops' own requirements would bring torchvision, which nothing here uses.
 PEERS := curvlinops-for-pytorch einconv einops linear_operator opt_einsum scipy tqdm
 
-.PHONY: compare test lint types clean help
+.PHONY: compare test lint types docs clean help
 
 # `make` alone explains.
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make compare DATA=mnist  the same on MNIST (also fashion-mnist, usps); EPOCHS=10 sets the length"
 	@echo "make test                the test suite"
 	@echo "make lint types          ruff and mypy"
+	@echo "make docs                the documentation as a site in site/"
 
 compare: $(READY)
 	$(BIN)/locobench compare --data $(DATA) --epochs $(EPOCHS) $(ARGS)
@@ -30,6 +31,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# -E: a page changes with the docstrings that it shows, too.
+docs: $(READY)
+	$(BIN)/sphinx-build -E -q -W --keep-going -c docs . site
+
 # torch first and pinned: with that version pip finds a CPU build; an open range may fetch gigabytes of CUDA.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -39,4 +44,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

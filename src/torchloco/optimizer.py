@@ -135,6 +135,9 @@ class LocoProp(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One LocoProp update of every layer with a gradient, and one fallback step for the other parameters.
 
+        Whatever is raised, the layers' parameters are as before the step. The inner averages of layers that had been
+        solved already have taken it in, and a fallback that itself raises may have changed its parameters.
+
         Args:
             closure: Re-evaluates the model and returns the loss, with `backward()` called; optional.
 
@@ -145,9 +148,6 @@ class LocoProp(Optimizer):
             RuntimeError: A gradient or the result of a local solve is not finite; a gradient has no captured rows, or
                 belongs to another pass than they do.
             ValueError: A param group's option was set to a value outside its range.
-
-            Whatever is raised, the layers' parameters are as before the step. The inner averages of layers that had
-            been solved already have taken it in, and a fallback that itself raises may have changed its parameters.
         """
         loss = self._evaluate(closure)
         self._bind()  # trainers replace the entries of `state` by copies on the device

@@ -141,18 +141,18 @@ class WeightDecay(_Ridge):
 
 
 class RelativeEntropy(_Scaled):
-    """λ Σ (|w̃| log(|w̃|/|w|) - |w̃| + |w|), the Bregman divergence of the negative entropy.
+    """`λ Σ (|w̃| log(|w̃|/|w|) - |w̃| + |w|)`, the Bregman divergence of the negative entropy.
 
     Meant for positive weights; of negative ones it takes the magnitudes. Its proximal step is the exponentiated
     gradient (Kivinen and Warmuth 1997), which changes no sign. A weight at zero could never move, and is refused.
     """
 
     def gradient(self, new: Tensor, old: Tensor) -> Tensor:
-        """λ sign(w) log(|w̃|/|w|)."""
+        """`λ sign(w) log(|w̃|/|w|)`."""
         return (new / self._nonzero(old)).abs().log().mul_(old.sign()).mul_(self.strength)
 
     def value(self, new: Tensor, old: Tensor) -> Tensor:
-        """λ Σ (|w̃| log(|w̃|/|w|) - |w̃| + |w|)."""
+        """`λ Σ (|w̃| log(|w̃|/|w|) - |w̃| + |w|)`."""
         ratio = (new / self._nonzero(old)).abs()
         terms: Tensor = (torch.special.xlogy(ratio, ratio) - ratio + 1) * old.abs()
         return terms.sum() * self.strength
