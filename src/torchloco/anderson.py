@@ -141,7 +141,7 @@ def _slope(problem: LocalProblem) -> float:
     if problem.quadratic or not transfer.elementwise:
         return 1.0
     places = torch.cat([a.flatten(), torch.linspace(-3, 3, 13, dtype=a.dtype, device=a.device)])
-    return float(transfer.vjp(places, torch.ones_like(places)).max()) or 1.0
+    return float(problem.inputs.largest(transfer.vjp(places, torch.ones_like(places)).max())) or 1.0
 
 
 def _largest_eigenvalue(task: Task) -> float:

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from torchloco.capture import Capture, Recorder, gradient_factor
-from torchloco.inputs import Dense
+from torchloco.inputs import Dense, Inputs
 from torchloco.layers.base import Piece
 from torchloco.outer import OuterRule
 from torchloco.problem import Size
@@ -104,22 +104,29 @@ class AttachedLayer:
         self.recorder.clear()
         self.rows = None
 
-    def collect(self, transfer: Transfer, activation_lr: float) -> float | None:
+    def collect(self, transfer: Transfer, activation_lr: float) -> LayerRows:
         """Make `rows` from all captured calls, in the weight's dtype.
 
         Args:
             transfer: The layer's transfer function.
             activation_lr: γ.
 
-        Returns:
-            What G must be multiplied by to agree with the weight's `.grad`; None where that cannot be told.
+        Raises:
+            RuntimeError: The input was overwritten or is on another device.
+        """
+        x, a, g = self.recorder.layer.join([self._piece(capture) for capture in self.recorder.collected()])
+        self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, self.memory.get("target", {}))
+        return self.rows
+
+    def factor(self) -> float | None:
+        """What the G of `rows` must be multiplied by to agree with the weight's `.grad`; None where it cannot be told.
 
         Raises:
-            RuntimeError: The input was overwritten or is on another device, or `.grad` belongs to another pass.
+            RuntimeError: `.grad` belongs to another pass.
         """
-        captures = self.recorder.collected()
-        x, a, g = self.recorder.layer.join([self._piece(capture) for capture in captures])
         assert self.weight.grad is not None
+        assert self.rows is not None
+        x, g, captures = self.rows.inputs, self.rows.g, self.recorder.collected()
         tensors = [t for c in captures for t in (c.call.x, c.call.a, c.g) if t is not None]
         dtypes = {t.dtype for t in tensors if t.is_floating_point()} | {self.weight.dtype}  # indices round nothing
         coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
@@ -128,7 +135,7 @@ class AttachedLayer:
         factor, remainder, tolerance = gradient_factor(x.matrix(self.weight.grad), x, g, rounded_to=rounded_to)
         tolerance = max(tolerance, 0.003 if exact else 0.05)
         if remainder <= tolerance and self.learn_bias:
-            remainder = self._bias_remainder(g, 1.0 if factor is None else factor)
+            remainder = self._bias_remainder(x, g, 1.0 if factor is None else factor)
         if remainder > tolerance:
             raise RuntimeError(
                 f"layer {self.name!r}: its gradient does not belong to the captured rows (relative difference "
@@ -138,19 +145,19 @@ class AttachedLayer:
                 "in the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its "
                 "param group)"
             )
-        self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, self.memory.get("target", {}))
         return factor
 
-    def _bias_remainder(self, g: Tensor, factor: float) -> float:
+    def _bias_remainder(self, inputs: Inputs, g: Tensor, factor: float) -> float:
         """How far the bias's `.grad` is off factor · Σ_rows G, relative to what rounding cannot touch."""
         assert self.bias is not None
         assert self.bias.grad is not None
         wide = torch.promote_types(g.dtype, torch.float32)
-        expected = g.to(wide).sum(0).mul_(factor)
+        expected = inputs.total(g.to(wide).sum(0)).mul_(factor)
         difference = (self.bias.grad.to(wide) - expected).norm()
         if float(difference) <= 1e-4 * float(expected.norm()):  # the usual case
             return 0.0
-        scale = torch.maximum(expected.norm(), 0.01 * abs(factor) * g.to(wide).norm())
+        rows_norm = inputs.total(g.to(wide).square().sum()).sqrt()
+        scale = torch.maximum(expected.norm(), 0.01 * abs(factor) * rows_norm)
         return 0.0 if not float(difference) else float(difference / scale)
 
     def _piece(self, capture: Capture) -> Piece:
@@ -188,6 +195,22 @@ class AttachedLayer:
         if isinstance(x, Dense) and (kept := _with_gradient(g)) is not None:
             x, a, g = x.having(x.x[kept]), a[kept], g[kept]
         return Piece(x, a, g, call.units)
+
+
+def match_gradients(layers: list[AttachedLayer]) -> None:
+    """Let the captured G have the factors that scalers and norm clipping have given the gradients.
+
+    They have one for all layers: where one cannot be told, another's is taken.
+
+    Raises:
+        RuntimeError: A gradient belongs to another pass.
+    """
+    factors = [layer.factor() for layer in layers]
+    usual = next((factor for factor in factors if factor is not None), 1.0)
+    for layer, factor in zip(layers, factors, strict=True):
+        factor = usual if factor is None else factor
+        if factor != 1 and layer.rows is not None:
+            layer.rows.g = layer.rows.g * factor
 
 
 def _with_gradient(g: Tensor) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from torchloco.distributed import Alone, ranks_now
 from torchloco.grouped import by_group
 from torchloco.inputs import Inputs
 from torchloco.layers import Layer
@@ -78,6 +79,7 @@ class Recorder:
         self.layer = layer
         self.weight = layer.weight
         self.called = False
+        self.ranks = Alone()
         self._first_gradient = self._gradient_now()
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
@@ -201,6 +203,7 @@ class _ForwardHook:
         if recorder.layer.weight is not recorder.weight or not recorder.weight.requires_grad:
             return None
         recorder.called = True
+        recorder.ranks = ranks_now()
         return recorder.layer.watch(recorder, args, kwargs, output)
 
     def __reduce__(self) -> tuple[type[_ForwardHook], tuple[()]]:
@@ -235,14 +238,14 @@ def gradient_factor(
     g = g.to(wide)
     xv = inputs.to(wide).along(v)
     gxv = g.t() @ xv[:, 0] if inputs.groups == 1 else (by_group(g.t(), inputs.groups) @ xv.t()[..., None]).flatten()
-    seen, expected = (gradient.to(wide) @ v).double(), gxv.double()
+    seen, expected = (gradient.to(wide) @ v).double(), inputs.total(gxv.double())
     cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
     eps = torch.finfo(wide).eps
     factor = cross / expected2 if expected2 else 0.0
     remainder = max(0.0, 1 - (cross / expected2) * (cross / seen2)) ** 0.5 if expected2 and seen2 else 0.0
     if abs(factor - 1) < 64 * eps and remainder < 1e-4:  # the usual case needs no bound on rounding
         return 1.0, remainder, 0.0
-    largest = float(torch.linalg.vector_norm(g, dtype=torch.float64) * xv.norm().double())
+    largest = _norm(g, inputs) * _norm(xv, inputs)
     least = torch.finfo(wide).tiny / eps  # below it rounding is absolute
     if expected2**0.5 <= least or 0 < seen2**0.5 <= least or expected2**0.5 <= 1e3 * eps * largest:
         return None, 0.0, 0.0
@@ -253,13 +256,18 @@ def _rounded_factor(gradient: Tensor, inputs: Inputs, g: Tensor, eps: float) -> 
     """As `gradient_factor`, for a gradient whose entries were rounded to a relative `eps`."""
     seen, expected = gradient.double().flatten(), inputs.sum(g).double().flatten()
     cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
-    largest = float(g.norm()) * inputs.squares() ** 0.5
+    largest = _norm(g, inputs) * inputs.squares() ** 0.5
     vanished = 0 < seen2**0.5 <= torch.finfo(g.dtype).tiny / eps  # below it, entries are rounded absolutely
     if vanished or expected2**0.5 <= 1e3 * torch.finfo(g.dtype).eps * largest:
         return None, 0.0, 0.0
     factor = cross / expected2
     remainder = max(0.0, 1 - factor * (cross / seen2)) ** 0.5 if seen2 else 0.0
     return (1.0 if abs(factor - 1) < eps else factor), remainder, 4 * eps
+
+
+def _norm(t: Tensor, inputs: Inputs) -> float:
+    """That of something with a row for each of X's."""
+    return float(inputs.total(torch.linalg.vector_norm(t, dtype=torch.float64).square()).sqrt())
 
 
 def drop_inert_hooks(module: nn.Module) -> None:

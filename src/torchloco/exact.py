@@ -97,7 +97,7 @@ class Exact(_Quadratic):
         problem, inputs = task.problem, with_ones(task)
         inputs = inputs.to(torch.promote_types(problem.weight.dtype, torch.float32))
         # Matrices of each group; one group is one of them.
-        if inputs.n < inputs.d_in and not self.average:
+        if inputs.n < inputs.d_in and not self.average and not inputs.shared:
             x = inputs.dense().view(inputs.groups, inputs.n, inputs.d_in)
             scale = float(x.square().sum()) / (len(x) * inputs.d_in) if self.relative else 1.0
             damping = self._total(scale, problem, x)

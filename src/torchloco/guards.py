@@ -68,9 +68,10 @@ def layers_to_solve(layers: list[AttachedLayer]) -> list[AttachedLayer]:
             f"layers with a gradient but no captured rows: {', '.join(missing)}. The optimizer must be built before "
             "the forward pass, and before the first call of a model compiled by torch.compile (torch._dynamo.reset() "
             "allows that), the layers called as modules, and neither zero_grad() nor step() called between "
-            "backward() and step(); nn.MultiheadAttention is not captured under activation checkpointing, nor in "
-            "code that torch.compile has compiled (torch.compiler.disable keeps a module out of it). A layer that "
-            "cannot be captured can be given to the fallback optimizer by a param group with 'fallback': True"
+            "backward() and step(); under DistributedDataParallel on all ranks or on none. nn.MultiheadAttention is "
+            "not captured under activation checkpointing, nor in code that torch.compile has compiled "
+            "(torch.compiler.disable keeps a module out of it). A layer that cannot be captured can be given to the "
+            "fallback optimizer by a param group with 'fallback': True"
         )
     return ready
 

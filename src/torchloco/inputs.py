@@ -29,9 +29,26 @@ class Inputs(ABC):
 
     #: Which rows of the groups are rows, (g, N), where others only fill up; None where all are.
     mask: Tensor | None = None
+    #: Whether `apply` makes use of its `out`.
+    takes_out: bool = False
+    #: Whether these are the rows of one of several processes, whose sums are over the rows of all.
+    shared: bool = False
 
     def __init__(self, n: int, d_in: int, groups: int = 1, fill: float = 1.0) -> None:
         self.n, self.d_in, self.groups, self.fill = n, d_in, groups, fill
+        self.all_rows = self.fewest_rows = n  # in all processes, and in the one that has fewest
+
+    def total(self, t: Tensor) -> Tensor:
+        """A sum over these rows as one over the rows of all processes; `t` may be written to."""
+        return t
+
+    def largest(self, t: Tensor) -> Tensor:
+        """The largest over these rows as that over the rows of all processes."""
+        return t
+
+    def with_ones(self) -> Inputs:
+        """The same rows with one more column, of ones."""
+        return WithOnes(self)
 
     @abstractmethod
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
@@ -118,6 +135,8 @@ class Dense(Inputs):
     Args:
         x: X, (N, d_in).
     """
+
+    takes_out = True
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(*x.shape)

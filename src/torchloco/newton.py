@@ -151,6 +151,7 @@ def _values(problem: LocalProblem, weights: Tensor, old: Tensor, task: Task) -> 
         values = (transfer.integral(a) - t * a).sum(0)[:, None]
     else:
         values = (transfer.integral(a).sum() - (t * a).sum()).reshape(1, 1)
+    values = problem.inputs.total(values)
     if problem.regularizer is not None:
         change = weights - old
         pull = joined([problem.regularizer.gradient(w, w) for w in problem.old], task)
@@ -162,7 +163,7 @@ def _values(problem: LocalProblem, weights: Tensor, old: Tensor, task: Task) -> 
 def _solve_each(x: Inputs, slopes: Tensor, gradient: Tensor, ridge: float, problem: LocalProblem) -> Tensor:
     """(Xᵀ diag(slopes of unit k) X + ridge·I)⁻¹ gradient_k for every unit k, some units at a time."""
     blocks = list(x.blocks())  # few: Hessians are formed for small problems only
-    rows = max(len(block[0]) for _, block in blocks)
+    rows = x.all_rows if x.shared else max(len(block[0]) for _, block in blocks)
     per_group = len(gradient) // x.groups
     chunk = max(1, _CHUNK // max(1, x.d_in * max(x.d_in, rows)))
     solved = torch.empty_like(gradient)
@@ -174,6 +175,6 @@ def _solve_each(x: Inputs, slopes: Tensor, gradient: Tensor, ridge: float, probl
             for places, block in blocks:
                 weighted = block[group].t() * slopes[places].t()[units, None, :]  # (units, columns, rows)
                 hessians += weighted @ block[group]
-            factor = damped_cholesky(hessians, ridge, problem.rows.name, "Newton")
+            factor = damped_cholesky(x.total(hessians), ridge, problem.rows.name, "Newton")
             solved[units] = torch.cholesky_solve(gradient[units, :, None], factor).squeeze(2)
     return solved

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 
 from torchloco import capture, groups
 from torchloco.arguments import output_transfer, resolve_objective, resolve_solver
-from torchloco.attached import AttachedLayer
+from torchloco.attached import AttachedLayer, match_gradients
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
+from torchloco.distributed import common, unwrapped
 from torchloco.fallback import Fallback
 from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, refuse_non_finite
 from torchloco.layers import Layer
@@ -110,6 +111,7 @@ class LocoProp(Optimizer):
         self._solver = resolve_solver(solver)
         self._solver.check(self._objective.loss, regularizer)
         self._outer = resolve_outer(outer)
+        model = unwrapped(model)
         self._safe = bool(safe)
         if safe:
             check_safe(self._objective.loss, regularizer)
@@ -154,7 +156,12 @@ class LocoProp(Optimizer):
         try:
             group_of = {p: group for group in self.param_groups for p in group["params"]}
             with self._full_precision():
-                layers = self._ready_layers(group_of)
+                ranks = common([layer.recorder for layer in self._layers.values()], self._device)
+                with ranks.agreeing(self._device) as names:
+                    layers = self._ready_layers(group_of)
+                    names += [layer.name for layer in layers]
+                ranks.share([layer.rows for layer in layers if layer.rows is not None])
+                match_gradients(layers)
             with self._full_precision(), Originals() as old:
                 kept = [self._solve(layer, old, group_of) for layer in layers]
                 self._refuse_divergence(layers)
@@ -173,7 +180,12 @@ class LocoProp(Optimizer):
 
     def _full_precision(self) -> torch.autocast:
         """Local products keep the weights' precision, wherever step() is called."""
-        return torch.autocast(self.param_groups[0]["params"][0].device.type, enabled=False)
+        return torch.autocast(self._device.type, enabled=False)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.param_groups[0]["params"][0].device
+        return device
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if self._closed:
@@ -194,18 +206,11 @@ class LocoProp(Optimizer):
             self._give_to_fallback(strangers, group_of)
             warn_of_uncalled(strangers, self.fallback_name)
         layers = layers_to_solve(list(self._layers.values()))
-        factors = []
         for layer in layers:
             self._follow_bias(layer)
             transfer = self._discovery.settle(layer.name)
-            factors.append(layer.collect(transfer, float(group_of[layer.weight]["activation_lr"])))
+            layer.collect(transfer, float(group_of[layer.weight]["activation_lr"]))
         self._discovery.warn_if_output_unused()
-        # Scalers and norm clipping have one factor for all layers: where one cannot be told, another's is taken.
-        usual = next((factor for factor in factors if factor is not None), 1.0)
-        for layer, factor in zip(layers, factors, strict=True):
-            factor = usual if factor is None else factor
-            if factor != 1 and layer.rows is not None:
-                layer.rows.g = layer.rows.g * factor
         return layers
 
     def _solve(

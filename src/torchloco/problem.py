@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchloco.grouped import add_outer_, times_gram, times_vector
-from torchloco.inputs import Dense, Inputs
+from torchloco.inputs import Inputs
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss, total
 from torchloco.regularizers import Regularizer
 from torchloco.targets import LayerRows, TargetRule, known_gradient_scale
@@ -128,12 +128,12 @@ class LocalProblem:
     def pre_activations(self, new: list[Tensor]) -> Tensor:
         """X W̃ᵀ + b̃, (N, d_out). The memory is the problem's and is used again by the next call."""
         bias = new[1] if len(new) > 1 else self.bias
-        out = self._workspace if isinstance(self.inputs, Dense) else None  # others make memory of their own
+        out = self._workspace if self.inputs.takes_out else None  # others make memory of their own
         return self.inputs.apply(self.matrix(new[0]), bias, out=out)
 
     def value(self, new: list[Tensor]) -> Tensor:
         """The local objective at the new weights, a scalar."""
-        return self._regularized_value(self.loss.value(self.pre_activations(new), self.t, self.rows.transfer), new)
+        return self._regularized_value(self._loss_value(self.pre_activations(new)), new)
 
     def gradient(self, new: list[Tensor]) -> Gradients:
         """The objective's gradients at the new weights. The memory is used again by the next call."""
@@ -143,7 +143,7 @@ class LocalProblem:
     def value_and_gradient(self, new: list[Tensor]) -> tuple[Tensor, Gradients]:
         """Both of them for the matrix products of one; see `value` and `gradient`."""
         a = self.pre_activations(new)
-        value = self._regularized_value(self.loss.value(a, self.t, self.rows.transfer), new)
+        value = self._regularized_value(self._loss_value(a), new)
         delta = self.loss.residual_(a, self.t, self.rows.transfer)
         return value, self.regularized(self._products(delta), new)
 
@@ -199,7 +199,7 @@ class LocalProblem:
         """What its cost depends on."""
         inputs, d_out = self.inputs, self.rows.a.shape[1]
         free = self._scale is not None
-        return Size(inputs.n, inputs.d_in, d_out, self.quadratic, free, groups=inputs.groups, fill=inputs.fill)
+        return Size(inputs.all_rows, inputs.d_in, d_out, self.quadratic, free, groups=inputs.groups, fill=inputs.fill)
 
     @property
     def inputs(self) -> Inputs:
@@ -239,6 +239,9 @@ class LocalProblem:
         if self._scale is not None:
             return self.gradients, self._scale
         return [g.clone() for g in self._products(self.first_residual())], 1.0
+
+    def _loss_value(self, a: Tensor) -> Tensor:
+        return self.inputs.total(self.loss.value(a, self.t, self.rows.transfer))
 
     def _products(self, delta: Tensor) -> Gradients:
         gradients = [self.shaped(self.inputs.sum(delta, out=self._matrix_buffer))]

@@ -37,7 +37,7 @@ class SampledGradients:
         self._gram = gram
         if gram:
             parts = 1
-        self._parts = max(1, min(parts, problem.inputs.n))
+        self._parts = max(1, min(parts, problem.inputs.fewest_rows))
         self._dtype = dtype
         self._xs: dict[int, Inputs] = {}
         self._ys: dict[int, Tensor] = {}

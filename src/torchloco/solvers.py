@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from torchloco.inputs import Inputs, WithOnes
+from torchloco.inputs import Inputs
 from torchloco.losses import Loss, MatchingLoss, SquaredLoss
 from torchloco.problem import LocalProblem, Size
 from torchloco.regularizers import Regularizer
@@ -184,7 +184,7 @@ def check_finite(gradient: Tensor, problem: LocalProblem) -> None:
 def with_ones(task: Task) -> Inputs:
     """X, with a column of ones if the bias is learnt: d_in or d_in + 1 columns."""
     inputs = task.problem.inputs
-    return WithOnes(inputs) if len(task.params) > 1 else inputs
+    return inputs.with_ones() if len(task.params) > 1 else inputs
 
 
 def joined(tensors: Sequence[Tensor], task: Task) -> Tensor:

@@ -98,7 +98,7 @@ class Spectral(Solver):
         """L, a matrix for each group; None where nothing is to be done: no rows, no gradient, or inputs all zero."""
         inputs = with_ones(task)
         past, age = task.memory.get("factor"), task.memory.get("age", 0)
-        if not inputs.n or not bool(gradient.any()):
+        if not inputs.all_rows or not bool(gradient.any()):
             self._keep(task)
             return None
         if past is not None and past.shape[-1] == inputs.d_in and age < self.every:

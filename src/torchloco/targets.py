@@ -199,8 +199,9 @@ class NormalizedTarget(ModifiedTarget):
     def scale(self, rows: LayerRows) -> float:
         """γ / rms(G)."""
         direction = self.base.direction(rows).to(torch.promote_types(rows.g.dtype, torch.float32))
-        active = int((direction != 0).any(1).sum())
-        largest = float(direction.abs().max()) if active else 0.0
+        inputs = rows.inputs
+        active = int(inputs.total((direction != 0).any(1).sum()))
+        largest = float(inputs.largest(direction.abs().max() if len(direction) else direction.new_zeros(())))
         if rows.activation_lr > 1:
             warnings.warn(
                 f"activation_lr = {rows.activation_lr:g} with NormalizedTarget asks pre-activations to change by that "
@@ -210,7 +211,7 @@ class NormalizedTarget(ModifiedTarget):
         if largest == 0:
             return 0.0
         # Squares of small gradients would be lost; relative to the largest they are not.
-        mean_square = float((direction / largest).square().sum()) / (active * direction.shape[1])
+        mean_square = float(inputs.total((direction / largest).square().sum())) / (active * direction.shape[1])
         return self.base.scale(rows) / (largest * math.sqrt(mean_square))
 
 
@@ -235,12 +236,12 @@ class MomentumTarget(ModifiedTarget):
     def direction(self, rows: LayerRows) -> Tensor:
         """G + β·s/N."""
         direction = self.base.direction(rows)
-        now = direction.sum(0)
+        now = rows.inputs.total(direction.sum(0))
         past = rows.memory.get("momentum")
         if past is not None:
             past = past.to(now)
         rows.keep["momentum"] = now if past is None else past * self.momentum + now
-        return direction if past is None else direction + past * (self.momentum / max(1, len(direction)))
+        return direction if past is None else direction + past * (self.momentum / max(1, rows.inputs.all_rows))
 
     def __repr__(self) -> str:
         base = "" if self._base is None else f", {self._base!r}"
