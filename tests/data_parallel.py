@@ -232,6 +232,14 @@ def refusals(rank: int) -> dict[str, str]:
         except RuntimeError as error:
             said[name] = str(error)
             said[name] += "" if all(map(torch.equal, model.parameters(), before)) else " (but weights changed)"
+    wrapped = DistributedDataParallel(built(Case()))
+    optimizer = LocoProp(wrapped)  # alive, as its hooks are
+    try:
+        with wrapped.join():
+            loss(wrapped, batches(Case(), rank)[0][0], Case())
+    except RuntimeError as error:
+        said["joined"] = str(error)
+    optimizer.close()
     sharded = built(Case())
     fully_shard(sharded, mesh=init_device_mesh("cpu", (WORLD,)))
     try:

@@ -225,11 +225,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def ranks_now() -> Alone:
-    """Who shares the batch of the forward pass under way: those of the `DistributedDataParallel` that runs it."""
+    """Who shares the batch of the forward pass under way: those of the `DistributedDataParallel` that runs it.
+
+    Raises:
+        RuntimeError: Some of them may have no batch, inside `join()`.
+    """
     # Trainers wrap the model after they built the optimizer; this is how torch itself finds the wrapper.
     wrapper = DistributedDataParallel._active_ddp_module
     if wrapper is None or dist.get_world_size(wrapper.process_group) == 1:
         return Alone()
+    if wrapper._join_config.enable:
+        raise RuntimeError(
+            "DistributedDataParallel.join() is not supported: LocoProp's steps communicate too, and would wait forever "
+            "for ranks without a batch. Give all ranks as many batches, by DistributedSampler for one"
+        )
     return Ranks(wrapper.process_group)
 
 
