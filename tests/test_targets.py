@@ -51,6 +51,30 @@ def test_gamma_is_the_root_mean_square_of_the_asked_change(base):
     assert change.square().mean().sqrt().item() == pytest.approx(0.3)
 
 
+def test_gamma_follows_the_schedule_where_it_shall(mlp, batches):
+    rows = make_rows(gamma=0.3, lr_factor=0.25)
+    for target, size in (
+        (NormalizedTarget(MirrorTarget()), 0.3),
+        (NormalizedTarget(MirrorTarget(), follow_lr=True), 0.075),
+    ):
+        change = target(rows) - target.center(rows)
+        assert change.square().mean().sqrt().item() == pytest.approx(size)
+    [(x, y)] = batches(1)
+    moved = []
+    for factor in (1.0, 0.5):  # one plain step: the product of lr and γ counts, and both have the factor
+        model = mlp()
+        before = [p.detach().clone() for p in model.parameters()]
+        target, solver = NormalizedTarget(follow_lr=True), FirstOrderSteps(torch.optim.SGD, steps=1)
+        optimizer = LocoProp(model, 0.1, activation_lr=0.1, target=target, solver=solver)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step, factor=factor: factor)
+        nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        moved.append([p.detach() - old for p, old in zip(model.parameters(), before, strict=True)])
+    for whole, quarter in zip(*moved, strict=True):
+        torch.testing.assert_close(quarter, whole / 4, rtol=1e-9, atol=1e-12)
+    assert "NormalizedTarget(MirrorTarget(), follow_lr=True)" in {repr(layer.target) for layer in optimizer.layers}
+
+
 def test_normalized_target_without_a_gradient_asks_for_no_change():
     rows = make_rows()
     rows.g = torch.zeros_like(rows.g)

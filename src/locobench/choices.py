@@ -19,6 +19,7 @@ MORE_METHODS = (
     "nadam",
     "schedule-free",
     "locoprop-m-fast",
+    "locoprop-m-normalized",
     "locoprop-s-fast",
     "locoprop-s-bf16",
     "locoprop-m-adam",
@@ -40,6 +41,7 @@ MORE_METHODS = (
 )
 # Those of the full study, each from a well-kept library; tuned in this order.
 STUDY_METHODS = (
+    "locoprop-m-normalized",
     "locoprop-m-fast",
     "adam",
     "rmsprop-tf",

@@ -104,18 +104,20 @@ class AttachedLayer:
         self.recorder.clear()
         self.rows = None
 
-    def collect(self, transfer: Transfer, activation_lr: float) -> LayerRows:
+    def collect(self, transfer: Transfer, activation_lr: float, lr_factor: float) -> LayerRows:
         """Make `rows` from all captured calls, in the weight's dtype.
 
         Args:
             transfer: The layer's transfer function.
             activation_lr: γ.
+            lr_factor: What a scheduler has made of lr.
 
         Raises:
             RuntimeError: The input was overwritten or is on another device.
         """
         x, a, g = self.recorder.layer.join([self._piece(capture) for capture in self.recorder.collected()])
-        self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, self.memory.get("target", {}))
+        memory = self.memory.get("target", {})
+        self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, memory, lr_factor=lr_factor)
         return self.rows
 
     def factor(self) -> float | None:

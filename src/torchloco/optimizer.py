@@ -208,8 +208,8 @@ class LocoProp(Optimizer):
         layers = layers_to_solve(list(self._layers.values()))
         for layer in layers:
             self._follow_bias(layer)
-            transfer = self._discovery.settle(layer.name)
-            layer.collect(transfer, float(group_of[layer.weight]["activation_lr"]))
+            transfer, group = self._discovery.settle(layer.name), group_of[layer.weight]
+            layer.collect(transfer, float(group["activation_lr"]), schedule_factor(group))
         self._discovery.warn_if_output_unused()
         return layers
 

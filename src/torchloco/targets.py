@@ -39,6 +39,7 @@ class LayerRows:
         memory: What a target has kept of this layer from earlier mini-batches, by name. Not to be written to.
         keep: What it wants to find there next time. Taken over, and saved with the optimizer, when the step succeeds.
             Loading moves tensors to the weight's device and changes nothing else.
+        lr_factor: What a scheduler has made of lr since it was given, as a factor of at most 1.
     """
 
     name: str
@@ -49,6 +50,7 @@ class LayerRows:
     activation_lr: float
     memory: Mapping[str, Any] = field(default_factory=dict)
     keep: dict[str, Any] = field(default_factory=dict)
+    lr_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Tensor):
@@ -194,10 +196,20 @@ class NormalizedTarget(ModifiedTarget):
     mean square is taken over all units and those rows that have a gradient, so padding changes nothing. Set
     `activation_lr` to about 0.01 with it: the paper's γ = 10 begins at 0.001 (first layer) to 0.006 (code) in these
     units, on the deep autoencoder. Above 1 it warns.
+
+    Args:
+        base: The target that is changed; default: the one that goes with the loss.
+        follow_lr: Whether γ follows what a scheduler makes of lr. The paper's targets come closer by themselves as G
+            shrinks; these do not, and the last ones should not ask for as much as the first. Not for solvers that
+            multiply their displacement by that factor already, as those without use for lr do.
     """
 
+    def __init__(self, base: Target | None = None, *, follow_lr: bool = False) -> None:
+        super().__init__(base)
+        self.follow_lr = bool(follow_lr)
+
     def scale(self, rows: LayerRows) -> float:
-        """γ / rms(G)."""
+        """γ / rms(G), times the scheduler's factor if it follows lr."""
         direction = self.base.direction(rows).to(torch.promote_types(rows.g.dtype, torch.float32))
         inputs = rows.inputs
         active = int(inputs.total((direction != 0).any(1).sum()))
@@ -212,7 +224,12 @@ class NormalizedTarget(ModifiedTarget):
             return 0.0
         # Squares of small gradients would be lost; relative to the largest they are not.
         mean_square = float(inputs.total((direction / largest).square().sum())) / (active * direction.shape[1])
-        return self.base.scale(rows) / (largest * math.sqrt(mean_square))
+        factor = rows.lr_factor if self.follow_lr else 1.0
+        return factor * self.base.scale(rows) / (largest * math.sqrt(mean_square))
+
+    def __repr__(self) -> str:
+        parts = [] if self._base is None else [repr(self._base)]
+        return f"{type(self).__name__}({', '.join([*parts, *(['follow_lr=True'] if self.follow_lr else [])])})"
 
 
 class MomentumTarget(ModifiedTarget):

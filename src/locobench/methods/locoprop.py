@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from locobench.methods.method import Method
-from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, Spectral, recipes
+from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, NormalizedTarget, Spectral, recipes
 
 
 def _rmsprop_steps(
@@ -61,6 +61,21 @@ LOCOPROP_METHODS = [
         searched={"curves": 3e-4},
         cost=2.0,
         note="as locoprop-s, each local step after the first over 48 of the rows",
+    ),
+    Method(
+        "locoprop-m-normalized",
+        "LocoProp-M, normalized",
+        lambda model, lr, momentum=0.999, activation_lr=0.01: LocoProp(
+            model,
+            lr,
+            activation_lr=activation_lr,
+            target=NormalizedTarget(follow_lr=True),
+            solver=FirstOrderSteps(momentum=momentum, decay=0.99, local_rows=recipes.FAST_ROWS),
+            output="sigmoid",
+        ),
+        lr=3e-5,
+        cost=2.0,
+        note="as locoprop-m-fast, targets normalized, their distance 0.01 following the schedule, decay 0.99",
     ),
     Method(
         "locoprop-s-bf16",
