@@ -61,7 +61,8 @@ def block(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> s
     """
     parts = [_part(readme, load(folder, speed)) for folder in folders]
     made = f"Written from the run files by `{command_of(folders, speed)} --readme`."
-    return "\n" + "\n".join([*parts, made]) + "\n"
+    parts_text = "\n\n".join(parts)
+    return f"\n{parts_text}\n{made}\n"
 
 
 def _part(readme: Path, study: Study) -> str:
