@@ -207,7 +207,13 @@ def finish(model: nn.Module, optimizer: LocoProp, case: Case) -> None:
 def refusals(rank: int) -> dict[str, str]:
     """What each rank is told where one of them, or all, must not step."""
     said = {}
-    for name in ("input overwritten on one rank", "layer unused on one rank", "gradients not averaged", "fine again"):
+    for name in (
+        "input overwritten on one rank",
+        "layer unused on one rank",
+        "gradients not averaged",
+        "no backward",
+        "fine again",
+    ):
         model = built(Case(Skipping))
         wrapped = DistributedDataParallel(model, find_unused_parameters=True)
         optimizer = LocoProp(model)
@@ -225,6 +231,8 @@ def refusals(rank: int) -> dict[str, str]:
                 F.cross_entropy(model(x), y).backward()
                 for p in model.parameters():
                     dist.all_reduce(p.grad)
+            elif name == "no backward":
+                wrapped(x)
             else:
                 F.cross_entropy(wrapped(x), y).backward()
             optimizer.step()

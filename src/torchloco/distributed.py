@@ -103,6 +103,8 @@ class Ranks(Alone):
 
     def share(self, all_rows: Sequence[LayerRows]) -> None:
         """Make each layer's rows those of all ranks' batch; called on all with the same layers."""
+        if not all_rows:
+            return
         counts = torch.tensor([rows.inputs.n for rows in all_rows], device=all_rows[0].g.device)
         fewest, totals = (-self.max(-counts)).tolist(), self.sum(counts).tolist()
         for rows, least, total in zip(all_rows, fewest, totals, strict=True):
