@@ -104,7 +104,7 @@ class AttachedLayer:
         self.recorder.clear()
         self.rows = None
 
-    def collect(self, transfer: Transfer, activation_lr: float, lr_factor: float) -> LayerRows:
+    def collect(self, transfer: Transfer, activation_lr: float, lr_factor: float) -> None:
         """Make `rows` from all captured calls, in the weight's dtype.
 
         Args:
@@ -118,7 +118,6 @@ class AttachedLayer:
         x, a, g = self.recorder.layer.join([self._piece(capture) for capture in self.recorder.collected()])
         memory = self.memory.get("target", {})
         self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, memory, lr_factor=lr_factor)
-        return self.rows
 
     def factor(self) -> float | None:
         """What the G of `rows` must be multiplied by to agree with the weight's `.grad`; None where it cannot be told.

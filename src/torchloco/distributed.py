@@ -244,7 +244,7 @@ def ranks_now() -> Alone:
     return Ranks(wrapper.process_group)
 
 
-def common(recorders: Sequence[Recorder], device: torch.device) -> Alone:
+def ranks_of(recorders: Sequence[Recorder], device: torch.device) -> Alone:
     """Who shares the batch of the layers' last passes; a layer that was called on one rank counts as called on all."""
     ranks = next((recorder.ranks for recorder in recorders if isinstance(recorder.ranks, Ranks)), Alone())
     called = ranks.any([recorder.called for recorder in recorders], device)

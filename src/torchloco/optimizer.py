@@ -17,7 +17,7 @@ from torchloco.arguments import output_transfer, resolve_objective, resolve_solv
 from torchloco.attached import AttachedLayer, match_gradients
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
-from torchloco.distributed import common, unwrapped
+from torchloco.distributed import ranks_of, unwrapped
 from torchloco.fallback import Fallback
 from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, refuse_non_finite
 from torchloco.layers import Layer
@@ -156,7 +156,7 @@ class LocoProp(Optimizer):
         try:
             group_of = {p: group for group in self.param_groups for p in group["params"]}
             with self._full_precision():
-                ranks = common([layer.recorder for layer in self._layers.values()], self._device)
+                ranks = ranks_of([layer.recorder for layer in self._layers.values()], self._device)
                 with ranks.agreeing(self._device) as names:
                     layers = self._ready_layers(group_of)
                     names += [layer.name for layer in layers]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from locobench.methods.method import Method
-from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, NormalizedTarget, Spectral, recipes
+from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, Spectral, recipes
 
 
 def _rmsprop_steps(
@@ -65,13 +65,8 @@ LOCOPROP_METHODS = [
     Method(
         "locoprop-m-normalized",
         "LocoProp-M, normalized",
-        lambda model, lr, momentum=0.999, activation_lr=0.01: LocoProp(
-            model,
-            lr,
-            activation_lr=activation_lr,
-            target=NormalizedTarget(follow_lr=True),
-            solver=FirstOrderSteps(momentum=momentum, decay=0.99, local_rows=recipes.FAST_ROWS),
-            output="sigmoid",
+        lambda model, lr, momentum=0.999, activation_lr=0.01: recipes.locoprop_m_normalized(
+            model, lr, activation_lr=activation_lr, momentum=momentum, output="sigmoid"
         ),
         lr=3e-5,
         cost=2.0,
