@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from torchloco import (
     Anderson,
@@ -74,6 +75,43 @@ class Attending(nn.Module):
         return self.head(self.attention(x, x, x)[0].mean(1))
 
 
+class Crossing(nn.Module):
+    """Attention to as many things as there are, or to fewer: the three products then differ in their rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(1, 4), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.embed(x[..., None])
+        memory = self.embed(x[..., None] + 1)[:, : 5 if len(x) == ROWS[0] else 3]
+        return self.head(self.attention(q, memory, memory, need_weights=False)[0].mean(1))
+
+
+class Spread(nn.Module):
+    """A transposed convolution of inputs of another size on each rank: the share of zeros in its patches differs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.ConvTranspose1d(1, 4, 3, stride=2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if len(x) == ROWS[0] else x[:, :1]
+        return self.head(torch.tanh(self.conv(x[:, None])).mean(-1))
+
+
+class Checkpointed(nn.Module):
+    """Recomputed in the backward pass, outside of the wrapper's forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inside, x.detach().requires_grad_(), use_reentrant=True)
+
+
 class Masked(nn.Module):
     """Some rows have no part in the loss: a different number on each rank."""
 
@@ -91,11 +129,24 @@ class Skipping(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inside, self.middle, self.head = nn.Linear(5, 7), nn.Linear(7, 7), nn.Linear(7, 3)
-        self.skips = False
+        self.skips, self.activation = False, torch.tanh
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.inside(x))
-        return self.head(h if self.skips else torch.tanh(self.middle(h)))
+        return self.head(h if self.skips else self.activation(self.middle(h)))
+
+
+class Failing(Bounded):
+    """An outer rule that may fail, as one that is out of memory does."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__(1.0)
+        self.fails = fails
+
+    def apply(self, *args: Any) -> None:
+        if self.fails:
+            raise RuntimeError("out of memory")
+        super().apply(*args)
 
 
 @dataclass
@@ -122,6 +173,13 @@ CASES = {
     "convolutions": Case(convolutions, {"lr": 0.01}),
     "convolutions, squared": Case(convolutions, {"lr": 0.01, "loss": "squared"}),
     "attention": Case(Attending, {"lr": 0.01}),
+    "cross-attention": Case(Crossing, {"lr": 0.01}),
+    "cross-attention, squared": Case(Crossing, {"lr": 0.01, "loss": "squared"}),
+    "cross-attention, exact": Case(Crossing, {"loss": "squared", "solver": Exact(average=0.9)}),
+    "cross-attention, spectral": Case(Crossing, {"solver": Spectral(), "lr": 0.05}),
+    "inputs of other sizes": Case(Spread, {"lr": 0.01, "loss": "squared", "local_steps": 4}),
+    "inputs of other sizes, safe": Case(Spread, {"lr": 0.01, "loss": "squared", "solver": SGD, "safe": True}),
+    "re-entrant checkpointing": Case(Checkpointed, {"lr": 0.01}),
     "regularizers": Case(options={"lr": 0.01, "regularizer": SquaredDistance(0.1) + WeightDecay(0.01)}),
     "exponentiated gradient": Case(options={"regularizer": RelativeEntropy(1.0), "solver": ProximalStep()}),
     "normalized targets": Case(options={"lr": 0.01, "target": NormalizedTarget(), "activation_lr": 0.01}),
@@ -211,12 +269,16 @@ def refusals(rank: int) -> dict[str, str]:
         "input overwritten on one rank",
         "layer unused on one rank",
         "gradients not averaged",
+        "another transfer function on one rank",
+        "another activation_lr on one rank",
+        "an outer rule fails on one rank",
         "no backward",
+        "a call beside the wrapper on one rank",
         "fine again",
     ):
         model = built(Case(Skipping))
         wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-        optimizer = LocoProp(model)
+        optimizer = LocoProp(model, outer=Failing(name == "an outer rule fails on one rank" and bool(rank)))
         (x, y), *_ = batches(Case(), rank)[0]
         before = [p.clone() for p in model.parameters()]
         try:
@@ -231,6 +293,16 @@ def refusals(rank: int) -> dict[str, str]:
                 F.cross_entropy(model(x), y).backward()
                 for p in model.parameters():
                     dist.all_reduce(p.grad)
+            elif name == "another transfer function on one rank":
+                model.activation = torch.sigmoid if rank else torch.tanh
+                F.cross_entropy(wrapped(x), y).backward()
+            elif name == "another activation_lr on one rank":
+                optimizer.param_groups[0]["activation_lr"] = 10.0 + rank
+                F.cross_entropy(wrapped(x), y).backward()
+            elif name == "a call beside the wrapper on one rank":
+                F.cross_entropy(wrapped(x), y).backward()
+                if rank:
+                    model(x)
             elif name == "no backward":
                 wrapped(x)
             else:
@@ -240,6 +312,14 @@ def refusals(rank: int) -> dict[str, str]:
         except RuntimeError as error:
             said[name] = str(error)
             said[name] += "" if all(map(torch.equal, model.parameters(), before)) else " (but weights changed)"
+    model = built(Case(Skipping))
+    model.inside = DistributedDataParallel(model.inside)
+    optimizer = LocoProp(model)
+    F.cross_entropy(model(x), y).backward()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        said["part of the model wrapped"] = str(error)
     wrapped = DistributedDataParallel(built(Case()))
     optimizer = LocoProp(wrapped)  # alive, as its hooks are
     try:
@@ -257,11 +337,27 @@ def refusals(rank: int) -> dict[str, str]:
     return said
 
 
+def goes_on_alone(rank: int) -> str:
+    """One rank uses the bare model afterwards, with a layer that takes no part any more."""
+    model = built(Case(Skipping))
+    wrapped, optimizer = DistributedDataParallel(model), LocoProp(model)
+    (x, y), *_ = batches(Case(), rank)[0]
+    F.cross_entropy(wrapped(x), y).backward()
+    optimizer.step()
+    if rank == 0:
+        model.skips = True
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return "stepped"
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     results: dict[str, Any] = {name: train(case, rank) for name, case in {**CASES, **DEALT}.items()}
     results["refusals"] = refusals(rank)
+    results["alone"] = goes_on_alone(rank)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

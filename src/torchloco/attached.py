@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,18 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from torchloco.capture import Capture, Recorder, gradient_factor
+from torchloco.distributed import Peers, one_of
 from torchloco.inputs import Dense, Inputs
 from torchloco.layers.base import Piece
 from torchloco.outer import OuterRule
 from torchloco.problem import Size
 from torchloco.solvers import Solver
+from torchloco.state import schedule_factor
 from torchloco.targets import LayerRows
 from torchloco.transfers import Transfer
+
+Groups = Mapping[Parameter, dict[str, Any]]
+"""The param group of each parameter."""
 
 
 @dataclass
@@ -119,6 +124,36 @@ class AttachedLayer:
         memory = self.memory.get("target", {})
         self.rows = LayerRows(self.name, x, a, g, transfer, activation_lr, memory, lr_factor=lr_factor)
 
+    def displace(self, rule: OuterRule, old: Mapping[Parameter, Tensor], group_of: Groups) -> None:
+        """Let the outer rule make a displacement of the solved weights.
+
+        Args:
+            rule: It.
+            old: The parameters as they were before the solve.
+            group_of: The param group of each parameter.
+        """
+        rule.apply(self.params, [old[p] for p in self.params], self.outers, schedule_factor(group_of[self.weight]))
+
+    def terms(self, group_of: Groups) -> str:
+        """What its problem depends on beside the rows, for comparison with other processes.
+
+        Args:
+            group_of: The param group of each parameter.
+        """
+        assert self.rows is not None
+        lrs = " and ".join(str(lr) for lr in dict.fromkeys(float(group_of[p]["lr"]) for p in self.params))
+        return (
+            f"layer {self.name!r}, {len(self.params)} parameter(s), {self.rows.transfer.name}, lr {lrs}, "
+            f"activation_lr {self.rows.activation_lr}, local_steps {group_of[self.weight]['local_steps']}, "
+            f"inputs in {self.rows.inputs.groups} group(s), {str(self._coarsest()[0]).removeprefix('torch.')}"
+        )
+
+    def _coarsest(self) -> tuple[torch.dtype, bool]:
+        """The dtype that rounded most of what was captured, and whether it is the only one."""
+        tensors = [t for c in self.recorder.collected() for t in (c.call.x, c.call.a, c.g) if t is not None]
+        dtypes = {t.dtype for t in tensors if t.is_floating_point()} | {self.weight.dtype}  # indices round nothing
+        return max(dtypes, key=lambda dtype: (torch.finfo(dtype).eps, str(dtype))), len(dtypes) == 1
+
     def factor(self) -> float | None:
         """What the G of `rows` must be multiplied by to agree with the weight's `.grad`; None where it cannot be told.
 
@@ -127,24 +162,23 @@ class AttachedLayer:
         """
         assert self.weight.grad is not None
         assert self.rows is not None
-        x, g, captures = self.rows.inputs, self.rows.g, self.recorder.collected()
-        tensors = [t for c in captures for t in (c.call.x, c.call.a, c.g) if t is not None]
-        dtypes = {t.dtype for t in tensors if t.is_floating_point()} | {self.weight.dtype}  # indices round nothing
-        coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-        exact = coarsest in (torch.float32, torch.float64) and len(dtypes) == 1
+        x, g = self.rows.inputs, self.rows.g
+        coarsest, only = self._coarsest()
+        exact = coarsest in (torch.float32, torch.float64) and only
         rounded_to = None if torch.finfo(coarsest).eps <= torch.finfo(torch.float32).eps else coarsest
         factor, remainder, tolerance = gradient_factor(x.matrix(self.weight.grad), x, g, rounded_to=rounded_to)
         tolerance = max(tolerance, 0.003 if exact else 0.05)
         if remainder <= tolerance and self.learn_bias:
             remainder = self._bias_remainder(x, g, 1.0 if factor is None else factor)
         if remainder > tolerance:
+            averaged = "the mean over the ranks (wrap the whole model in one DistributedDataParallel), " * x.shared
             raise RuntimeError(
                 f"layer {self.name!r}: its gradient does not belong to the captured rows (relative difference "
                 f"{remainder:.2g}). Supported: gradients of the passes since the last step() or zero_grad() of this "
-                "optimizer, all scaled or clipped by norm together. Call optimizer.zero_grad() before each backward "
-                "pass; do not clip by value or edit .grad; give weight penalties as regularizer=WeightDecay(...), not "
-                "in the loss, and a layer whose weight is used elsewhere to the fallback ('fallback': True in its "
-                "param group)"
+                f"optimizer, {averaged}all scaled or clipped by norm together. Call optimizer.zero_grad() before each "
+                "backward pass; do not clip by value or edit .grad; give weight penalties as "
+                "regularizer=WeightDecay(...), not in the loss, and a layer whose weight is used elsewhere to the "
+                "fallback ('fallback': True in its param group)"
             )
         return factor
 
@@ -196,6 +230,23 @@ class AttachedLayer:
         if isinstance(x, Dense) and (kept := _with_gradient(g)) is not None:
             x, a, g = x.having(x.x[kept]), a[kept], g[kept]
         return Piece(x, a, g, call.units)
+
+
+def peers_of(layers: Sequence[AttachedLayer]) -> Peers:
+    """Who shares the batch of the captured calls; of the last pass where there are none.
+
+    Raises:
+        RuntimeError: Several process groups do.
+    """
+    captured = [capture.call.peers for layer in layers for capture in layer.recorder.collected()]
+    return one_of(captured or [layer.recorder.peers for layer in layers])
+
+
+def share_calls(layers: Sequence[AttachedLayer], peers: Peers, device: torch.device) -> None:
+    """Let a layer that was called in one process count as called in all."""
+    called = peers.any([layer.recorder.called for layer in layers], device)
+    for layer, flag in zip(layers, called, strict=True):
+        layer.recorder.called = flag
 
 
 def match_gradients(layers: list[AttachedLayer]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from torchloco.distributed import Alone, ranks_now
+from torchloco.distributed import Alone, Peers, peers_now
 from torchloco.grouped import by_group
 from torchloco.inputs import Inputs
 from torchloco.layers import Layer
@@ -37,6 +37,7 @@ class Call:
     a: Tensor | None
     versions: tuple[int, int]
     weights: tuple[int, ...]
+    peers: Peers
     units: slice = field(default_factory=lambda: slice(None))
 
     @property
@@ -79,7 +80,7 @@ class Recorder:
         self.layer = layer
         self.weight = layer.weight
         self.called = False
-        self.ranks = Alone()
+        self.peers: Peers = Alone()
         self._first_gradient = self._gradient_now()
         self.captures: list[Capture] = []
         self._pending: list[Capture] = []
@@ -96,7 +97,7 @@ class Recorder:
         observe = self._observer()
         if observe is not None:
             observe(self, x, output)
-        call = Call(x.detach(), output.detach(), (x._version, output._version), self.weights_now())
+        call = Call(x.detach(), output.detach(), (x._version, output._version), self.weights_now(), self.peers)
         owner = weakref.ref(self)
 
         def arrive(g: Tensor) -> None:
@@ -110,7 +111,7 @@ class Recorder:
     def record_product(self, x: Tensor, node: Node, units: slice) -> None:
         """Watch a product of rows with these units of the weight, by its node in the autograd graph."""
         self._watch_weight()
-        call = Call(x.detach(), None, (x._version, 0), self.weights_now(), units)
+        call = Call(x.detach(), None, (x._version, 0), self.weights_now(), self.peers, units)
         owner = weakref.ref(self)
 
         def arrive(gradients: tuple[Tensor | None, ...]) -> None:
@@ -197,13 +198,17 @@ class _ForwardHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         recorder = self.recorder()
-        if recorder is None or not torch.is_grad_enabled():
+        if recorder is None:
+            return None
+        # Re-entrant checkpointing recomputes outside of the wrapper that ran the pass, which had no gradients then.
+        if torch._C._current_graph_task_id() == -1:
+            recorder.peers = peers_now()
+        if not torch.is_grad_enabled():
             return None
         # Other weights in its place (functional_call, a parametrization) are not solved for; nor are frozen ones.
         if recorder.layer.weight is not recorder.weight or not recorder.weight.requires_grad:
             return None
         recorder.called = True
-        recorder.ranks = ranks_now()
         return recorder.layer.watch(recorder, args, kwargs, output)
 
     def __reduce__(self) -> tuple[type[_ForwardHook], tuple[()]]:

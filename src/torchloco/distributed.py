@@ -8,11 +8,12 @@ same weights. A local step then costs one reduction of the size of the weight, a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,29 +23,50 @@ from torch.nn.parallel import DistributedDataParallel
 from torchloco.inputs import Inputs
 from torchloco.targets import LayerRows
 
-if TYPE_CHECKING:
-    from torchloco.capture import Recorder
+
+class Peers(ABC):
+    """The processes that share a batch."""
+
+    @abstractmethod
+    def any(self, flags: list[bool], device: torch.device) -> list[bool]:
+        """Which flags are set in any process."""
+
+    @abstractmethod
+    def agreeing(self, device: torch.device) -> AbstractContextManager[list[str]]:
+        """Let all processes go on or none: where one raises inside, the others raise too, and do not wait forever.
+
+        Yields:
+            A list for what is to be done, an entry by layer, which must be the same in all processes.
+
+        Raises:
+            RuntimeError: Another process raised, or has other entries.
+        """
+
+    @abstractmethod
+    def share(self, all_rows: Sequence[LayerRows]) -> None:
+        """Make each layer's rows those of all processes' batch; called in all with the same layers."""
 
 
-class Alone:
+@dataclass(frozen=True)
+class Alone(Peers):
     """The only process, which has the whole batch."""
 
     def any(self, flags: list[bool], device: torch.device) -> list[bool]:
-        """See `Ranks.any`."""
+        """See `Peers.any`."""
         return flags
 
     @contextmanager
     def agreeing(self, device: torch.device) -> Iterator[list[str]]:
-        """See `Ranks.agreeing`."""
+        """See `Peers.agreeing`."""
         yield []  # nobody waits
 
     def share(self, all_rows: Sequence[LayerRows]) -> None:
-        """See `Ranks.share`."""
+        """See `Peers.share`."""
 
 
 @dataclass(frozen=True)
-class Ranks(Alone):
-    """The processes that share a batch.
+class Ranks(Peers):
+    """Several.
 
     Args:
         group: Their process group.
@@ -72,64 +94,116 @@ class Ranks(Alone):
         return largest
 
     def any(self, flags: list[bool], device: torch.device) -> list[bool]:
-        """Which flags are set on any rank."""
+        """See `Peers.any`."""
         return [bool(flag) for flag in self.max(torch.tensor(flags, dtype=torch.int64, device=device)).tolist()]
 
     @contextmanager
     def agreeing(self, device: torch.device) -> Iterator[list[str]]:
-        """Let all ranks go on or none: where one raises inside, the others raise too, and do not wait for it forever.
-
-        Yields:
-            A list for the names of what is to be solved for, which must be the same on all ranks.
-
-        Raises:
-            RuntimeError: Another rank raised, or has other names.
-        """
-        names: list[str] = []
+        """See `Peers.agreeing`."""
+        entries: list[str] = []
         try:
-            yield names
+            yield entries
         except BaseException:
             self.max(torch.tensor([1, 0, 0], device=device))
             raise
-        own = zlib.crc32("\n".join(names).encode())
+        own = zlib.crc32("\n".join(entries).encode())
         failed, largest, smallest = self.max(torch.tensor([0, own, -own], device=device)).tolist()
         if failed:
             raise RuntimeError("another rank refused this step, and says why; nothing was updated on any")
         if largest != -smallest:
-            raise RuntimeError(
-                f"the ranks have gradients and rows for different layers (here: {', '.join(names) or 'none'}); nothing "
-                "was updated. Every layer must take part in the forward pass on all ranks or on none"
-            )
+            raise RuntimeError(self._disagreement(entries))
+
+    def _disagreement(self, entries: list[str]) -> str:
+        """What to say of entries that differ; called on all ranks."""
+        of_ranks: list[list[str]] = [[]] * self.size
+        dist.all_gather_object(of_ranks, entries, group=self.group)
+        common = set.intersection(*map(set, of_ranks))
+        own = [[entry for entry in of_rank if entry not in common][:1] for of_rank in of_ranks]
+        seen = "; ".join(f"rank {rank}: {''.join(entry) or 'nothing of this'}" for rank, entry in enumerate(own))
+        return (
+            f"the ranks would not solve the same problems ({seen}); nothing was updated. Every layer must take part in "
+            "the forward pass on all ranks or on none, followed by the same transfer function, and all ranks need the "
+            "same options: reduce a metric over the ranks before a scheduler sees it"
+        )
 
     def share(self, all_rows: Sequence[LayerRows]) -> None:
-        """Make each layer's rows those of all ranks' batch; called on all with the same layers."""
+        """See `Peers.share`."""
         if not all_rows:
             return
-        counts = torch.tensor([rows.inputs.n for rows in all_rows], device=all_rows[0].g.device)
-        fewest, totals = (-self.max(-counts)).tolist(), self.sum(counts).tolist()
-        for rows, least, total in zip(all_rows, fewest, totals, strict=True):
-            rows.inputs = SharedInputs(rows.inputs, self, total, least, rows.g.device)
+        device = all_rows[0].g.device
+        for rows, totals in zip(all_rows, self.totals([rows.inputs for rows in all_rows], device), strict=True):
+            rows.inputs = SharedInputs(rows.inputs, self, device, totals)
             rows.g = rows.g / self.size  # the gradient is the mean of the ranks' own
+
+    def totals(self, inputs: Sequence[Inputs], device: torch.device) -> list[Totals]:
+        """What the ranks have of each layer's rows."""
+        own = [[x.n, x.n * x.fill, *x.group_rows] for x in inputs]
+        flat = torch.tensor([value for values in own for value in values], dtype=torch.float64, device=device)
+        sums, fewest = (
+            self.sum(flat).tolist(),
+            (-self.max(torch.tensor([-x.n for x in inputs], device=device))).tolist(),
+        )
+        totals = []
+        for values, least in zip(own, fewest, strict=True):
+            (n, filled, *groups), sums = sums[: len(values)], sums[len(values) :]
+            totals.append(Totals(int(n), least, filled / max(1.0, n), [int(rows) for rows in groups]))
+        return totals
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What all ranks together have of a layer's rows.
+
+    Args:
+        rows: How many.
+        fewest: How many the rank has that has fewest.
+        fill: The share of entries that products visit.
+        groups: How many rows each group of units has.
+    """
+
+    rows: int
+    fewest: int
+    fill: float
+    groups: list[int]
 
 
 class SharedInputs(Inputs):
     """The rows of one rank, whose sums are over the rows of all.
 
+    Nothing that decides which sums are taken may be the rank's own, or the ranks would wait for different ones.
+
     Args:
         inputs: The rank's own rows.
         ranks: Who shares the batch.
-        all_rows: How many rows all ranks have.
-        fewest_rows: How many the rank has that has fewest.
         device: Where they are.
+        totals: What all ranks have; asked for when it is needed where not given.
     """
 
     shared = True
 
-    def __init__(self, inputs: Inputs, ranks: Ranks, all_rows: int, fewest_rows: int, device: torch.device) -> None:
-        super().__init__(inputs.n, inputs.d_in, inputs.groups, inputs.fill)
-        self._own, self._ranks = inputs, ranks
-        self.all_rows, self.fewest_rows = all_rows, fewest_rows
-        self.mask, self.takes_out, self._device = inputs.mask, inputs.takes_out, device
+    def __init__(self, inputs: Inputs, ranks: Ranks, device: torch.device, totals: Totals | None = None) -> None:
+        super().__init__(inputs.n, inputs.d_in, inputs.groups, inputs.fill if totals is None else totals.fill)
+        self._own, self._ranks, self._device, self._given = inputs, ranks, device, totals
+        self.mask, self.takes_out = inputs.mask, inputs.takes_out
+
+    @cached_property
+    def _totals(self) -> Totals:
+        return self._given or self._ranks.totals([self._own], self._device)[0]
+
+    @property
+    def all_rows(self) -> int:
+        """See `Inputs.all_rows`."""
+        return self._totals.rows
+
+    @property
+    def fewest_rows(self) -> int:
+        """See `Inputs.fewest_rows`."""
+        return self._totals.fewest
+
+    @property
+    def group_rows(self) -> list[int]:
+        """See `Inputs.group_rows`."""
+        return self._totals.groups
 
     def total(self, t: Tensor) -> Tensor:
         """See `Inputs.total`."""
@@ -145,15 +219,15 @@ class SharedInputs(Inputs):
 
     def part(self, k: int, parts: int) -> SharedInputs:
         """See `Inputs.part`; the rows k, k + parts, … of each rank."""
-        return self._with(self._own.part(k, parts))
+        return SharedInputs(self._own.part(k, parts), self._ranks, self._device)
 
     def to(self, dtype: torch.dtype) -> SharedInputs:
         """See `Inputs.to`."""
-        return self._with(self._own.to(dtype))
+        return SharedInputs(self._own.to(dtype), self._ranks, self._device, self._given)
 
     def with_ones(self) -> SharedInputs:
         """See `Inputs.with_ones`."""
-        return self._with(self._own.with_ones())
+        return SharedInputs(self._own.with_ones(), self._ranks, self._device, self._given)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """See `Inputs.matrix`."""
@@ -179,17 +253,6 @@ class SharedInputs(Inputs):
         """See `Inputs.sum_ones`."""
         return self.total(self._own.sum_ones(delta, out=out))
 
-    def count_ones(self, bias: Tensor) -> Tensor:
-        """See `Inputs.count_ones`."""
-        return bias * self._counts.to(bias).repeat_interleave(len(bias) // self.groups)
-
-    @cached_property
-    def _counts(self) -> Tensor:
-        """How many rows each group has, (g,)."""
-        if self.mask is None:
-            return torch.full((self.groups,), self.all_rows)
-        return self.total(self.mask.sum(1))
-
     def gram(self) -> Tensor:
         """See `Inputs.gram`."""
         return self.total(self._own.gram())
@@ -205,9 +268,6 @@ class SharedInputs(Inputs):
     def dense(self) -> Tensor:
         """The rank's own rows."""
         return self._own.dense()
-
-    def _with(self, inputs: Inputs) -> SharedInputs:
-        return SharedInputs(inputs, self._ranks, self.all_rows, self.fewest_rows, self._device)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -226,8 +286,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def ranks_now() -> Alone:
-    """Who shares the batch of the forward pass under way: those of the `DistributedDataParallel` that runs it.
+def peers_now() -> Peers:
+    """Who shares the batch of the forward pass under way: the ranks of the `DistributedDataParallel` that runs it.
 
     Raises:
         RuntimeError: Some of them may have no batch, inside `join()`.
@@ -244,10 +304,16 @@ def ranks_now() -> Alone:
     return Ranks(wrapper.process_group)
 
 
-def ranks_of(recorders: Sequence[Recorder], device: torch.device) -> Alone:
-    """Who shares the batch of the layers' last passes; a layer that was called on one rank counts as called on all."""
-    ranks = next((recorder.ranks for recorder in recorders if isinstance(recorder.ranks, Ranks)), Alone())
-    called = ranks.any([recorder.called for recorder in recorders], device)
-    for recorder, flag in zip(recorders, called, strict=True):
-        recorder.called = flag
-    return ranks
+def one_of(peers: Iterable[Peers]) -> Peers:
+    """Who shares the batch, of the peers of every captured call: calls beside the wrapper are part of its batch too.
+
+    Raises:
+        RuntimeError: There are several groups.
+    """
+    groups = {found for found in peers if isinstance(found, Ranks)}
+    if len(groups) > 1:
+        raise RuntimeError(
+            "parts of the model run in DistributedDataParallel wrappers of different process groups; wrap the whole "
+            "model in one"
+        )
+    return groups.pop() if groups else Alone()

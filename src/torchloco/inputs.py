@@ -36,7 +36,21 @@ class Inputs(ABC):
 
     def __init__(self, n: int, d_in: int, groups: int = 1, fill: float = 1.0) -> None:
         self.n, self.d_in, self.groups, self.fill = n, d_in, groups, fill
-        self.all_rows = self.fewest_rows = n  # in all processes, and in the one that has fewest
+
+    @property
+    def all_rows(self) -> int:
+        """The number of rows in all processes."""
+        return self.n
+
+    @property
+    def fewest_rows(self) -> int:
+        """The number of rows in the process that has fewest."""
+        return self.n
+
+    @property
+    def group_rows(self) -> list[int]:
+        """How many rows each group has, in all processes."""
+        return [self.n] * self.groups if self.mask is None else [int(n) for n in self.mask.sum(1).tolist()]
 
     def total(self, t: Tensor) -> Tensor:
         """A sum over these rows as one over the rows of all processes; `t` may be written to."""
@@ -97,9 +111,10 @@ class Inputs(ABC):
 
     def count_ones(self, bias: Tensor) -> Tensor:
         """1ᵀ1 b̃, every bias times its number of rows."""
-        if self.mask is None:
-            return bias * self.n
-        return (by_group(bias, self.groups) * self.mask.sum(1, keepdim=True)).flatten()
+        counts = self.group_rows
+        if len(set(counts)) == 1:
+            return bias * counts[0]
+        return (by_group(bias, self.groups) * bias.new_tensor(counts)[:, None]).flatten()
 
     def along(self, v: Tensor) -> Tensor:
         """X v for a vector of d_in entries, (N, g)."""
@@ -205,6 +220,11 @@ class Grouped(Inputs):
             rows = torch.arange(self.n, device=x.device)
             self.mask = torch.stack([rows < count for count in self._counts]).to(x.dtype)
 
+    @property
+    def group_rows(self) -> list[int]:
+        """See `Inputs.group_rows`."""
+        return self._counts
+
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows at once."""
         yield slice(None), self.x
@@ -281,6 +301,11 @@ class WithOnes(Inputs):
         super().__init__(inputs.n, inputs.d_in + 1, inputs.groups, inputs.fill)
         self._inputs = inputs
         self.mask = inputs.mask
+
+    @property
+    def group_rows(self) -> list[int]:
+        """Those of the rows."""
+        return self._inputs.group_rows
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Those of the rows, with the column."""

@@ -10,10 +10,8 @@ from torchloco.solvers import Task
 
 
 def rows_of_groups(inputs: Inputs) -> Tensor:
-    """How many rows each group has, at least 1; (g, 1, 1), or (1, 1, 1) where all have all."""
-    if inputs.mask is None:
-        return torch.full((1, 1, 1), max(1, inputs.all_rows))
-    return inputs.total(inputs.mask.sum(1)).clamp_min(1)[:, None, None]
+    """How many rows each group has, at least 1; (g, 1, 1)."""
+    return torch.tensor(inputs.group_rows).clamp_min(1)[:, None, None]
 
 
 def averaged_moments(inputs: Inputs, task: Task, average: float) -> Tensor:

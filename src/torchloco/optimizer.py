@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 
 from torchloco import capture, groups
 from torchloco.arguments import output_transfer, resolve_objective, resolve_solver
-from torchloco.attached import AttachedLayer, match_gradients
+from torchloco.attached import AttachedLayer, match_gradients, peers_of, share_calls
 from torchloco.discovery import Discovery
 from torchloco.display import LayerInfo, describe
-from torchloco.distributed import ranks_of, unwrapped
+from torchloco.distributed import unwrapped
 from torchloco.fallback import Fallback
 from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, refuse_non_finite
 from torchloco.layers import Layer
@@ -138,7 +138,8 @@ class LocoProp(Optimizer):
         """One LocoProp update of every layer with a gradient, and one fallback step for the other parameters.
 
         Whatever is raised, the layers' parameters are as before the step. The inner averages of layers that had been
-        solved already have taken it in, and a fallback that itself raises may have changed its parameters.
+        solved already have taken it in, and a fallback that itself raises may have changed its parameters. Of data-
+        parallel ranks all raise if one does; where one fails amid the solves (out of memory), the others wait for it.
 
         Args:
             closure: Re-evaluates the model and returns the loss, with `backward()` called; optional.
@@ -148,7 +149,7 @@ class LocoProp(Optimizer):
 
         Raises:
             RuntimeError: A gradient or the result of a local solve is not finite; a gradient has no captured rows, or
-                belongs to another pass than they do.
+                belongs to another pass than they do; another rank refused, or would solve other problems.
             ValueError: A param group's option was set to a value outside its range.
         """
         loss = self._evaluate(closure)
@@ -156,21 +157,23 @@ class LocoProp(Optimizer):
         try:
             group_of = {p: group for group in self.param_groups for p in group["params"]}
             with self._full_precision():
-                ranks = ranks_of([layer.recorder for layer in self._layers.values()], self._device)
-                with ranks.agreeing(self._device) as names:
+                peers = peers_of(list(self._layers.values()))
+                share_calls(list(self._layers.values()), peers, self._device)
+                with peers.agreeing(self._device) as terms:
                     layers = self._ready_layers(group_of)
-                    names += [layer.name for layer in layers]
-                ranks.share([layer.rows for layer in layers if layer.rows is not None])
+                    terms += [layer.terms(group_of) for layer in layers]
+                peers.share([layer.rows for layer in layers if layer.rows is not None])
                 match_gradients(layers)
             with self._full_precision(), Originals() as old:
                 kept = [self._solve(layer, old, group_of) for layer in layers]
                 self._refuse_divergence(layers)
-                if self._outer is not None:
-                    for layer in layers:
-                        scale = schedule_factor(group_of[layer.weight])
-                        self._outer.apply(layer.params, [old[p] for p in layer.params], layer.outers, scale)
-                    self._refuse_divergence(layers)
-                self._fallback.step(group_of)
+                with peers.agreeing(self._device):
+                    if self._outer is not None:
+                        for layer in layers:
+                            layer.displace(self._outer, old, group_of)
+                        self._refuse_divergence(layers)
+                with peers.agreeing(self._device):
+                    self._fallback.step(group_of)
             for layer, (target_keep, solver_keep) in zip(layers, kept, strict=True):
                 layer.remember(self.state, "target", target_keep)
                 layer.remember(self.state, "solver", solver_keep)

@@ -91,11 +91,25 @@ def test_where_one_rank_refuses_none_steps(ranks):
     ]:
         assert first[name] == "another rank refused this step, and says why; nothing was updated on any"
         assert why in second[name]
+    assert second["an outer rule fails on one rank"] == "out of memory"
+    assert first["an outer rule fails on one rank"].startswith("another rank refused this step")
     for rank in (first, second):
+        assert (
+            "the ranks would not solve the same problems (rank 0: layer 'middle', 2 parameter(s), tanh, lr 1e-05, "
+            "activation_lr 10.0, local_steps 10, inputs in 1 group(s), float64; rank 1: layer 'middle', 2 parameter(s), "
+            "sigmoid, "
+        ) in rank["another transfer function on one rank"]
+        assert "activation_lr 11.0" in rank["another activation_lr on one rank"]
+        assert rank["a call beside the wrapper on one rank"] == "stepped"
+        assert "wrap the whole model in one DistributedDataParallel" in rank["part of the model wrapped"]
         assert "its gradient does not belong to the captured rows" in rank["gradients not averaged"]
         assert rank["no backward"] == rank["fine again"] == "stepped"
         assert rank["joined"].startswith("DistributedDataParallel.join() is not supported")
         assert rank["sharded weights"].startswith("DTensor is not supported")
+
+
+def test_a_rank_may_go_on_alone(ranks):
+    assert [rank["alone"] for rank in ranks] == ["stepped", "stepped"]
 
 
 def test_other_ways_of_spreading_a_model_are_refused():
