@@ -222,3 +222,14 @@ def test_locoprop_s_exact_and_anderson_recipes():
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < losses[0]
+
+
+def test_what_makes_a_recipe_is_not_an_option_of_it():
+    with pytest.raises(TypeError, match=r"recipes\.locoprop_m_normalized chooses loss, target itself"):
+        recipes.locoprop_m_normalized(network(), loss="squared", target=None)
+    with pytest.raises(TypeError, match=r"recipes\.foof chooses solver itself"):
+        recipes.foof(network(), 0.1, 0.1, solver=Exact())
+    with pytest.raises(TypeError, match=r"recipes\.spectral has no use for activation_lr, local_steps"):
+        recipes.spectral(network(), activation_lr=1.0, local_steps=3)
+    with pytest.raises(ValueError, match="at most 1, the mean distance of the targets"):
+        recipes.locoprop_m_normalized(network(), activation_lr=10.0)

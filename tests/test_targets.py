@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torchloco import (
+    Exact,
     FirstOrderSteps,
     GradientTarget,
     LayerRows,
@@ -73,6 +74,64 @@ def test_gamma_follows_the_schedule_where_it_shall(mlp, batches):
     for whole, quarter in zip(*moved, strict=True):
         torch.testing.assert_close(quarter, whole / 4, rtol=1e-9, atol=1e-12)
     assert "NormalizedTarget(MirrorTarget(), follow_lr=True)" in {repr(layer.target) for layer in optimizer.layers}
+
+
+def moved_by_schedule(model, data, target, solver, factors):
+    """How far the last step goes under a schedule of these factors."""
+    optimizer = LocoProp(model, 0.1, loss="squared", activation_lr=0.1, target=target, solver=solver)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factors[step])
+    for k in range(len(factors)):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(data[0]), data[1]).backward()
+        if k == len(factors) - 1:
+            optimizer.step()
+        else:
+            with torch.no_grad():  # the same weights at every step
+                optimizer.step()
+                for p, old in zip(model.parameters(), before, strict=True):
+                    p.copy_(old)
+            scheduler.step()
+    return [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)]
+
+
+def test_gamma_follows_the_schedule_down_from_its_highest(mlp, batches):
+    """As after a warm-up to more than the lr that was given, as `OneCycleLR` makes one."""
+    [data] = batches(1)
+    solver = FirstOrderSteps(torch.optim.SGD, steps=1)
+    moves = [
+        moved_by_schedule(mlp(), data, NormalizedTarget(follow_lr=True), solver, factors)
+        for factors in ([1, 10, 10], [1, 10, 5])
+    ]
+    for whole, quarter in zip(*moves, strict=True):
+        torch.testing.assert_close(quarter, whole / 4, rtol=1e-9, atol=1e-12)
+
+
+def test_gamma_does_not_follow_where_the_solver_does(mlp, batches):
+    """Or the schedule would count twice."""
+    [data] = batches(1)
+    moves = [
+        moved_by_schedule(mlp(), data, NormalizedTarget(follow_lr=True), Exact(), factors) for factors in ([1], [0.5])
+    ]
+    for whole, half in zip(*moves, strict=True):
+        torch.testing.assert_close(half, whole / 2, rtol=1e-9, atol=1e-12)
+
+
+def test_normalizing_twice_is_refused():
+    for base in (NormalizedTarget(), MomentumTarget(0.5, NormalizedTarget(MirrorTarget()))):
+        with pytest.raises(ValueError, match="is normalized already"):
+            NormalizedTarget(base)
+    with pytest.raises(TypeError, match="follow_lr must be True or False"):
+        NormalizedTarget(follow_lr="no")
+
+
+@pytest.mark.parametrize("largest", [1e-300, 1e-310, 5e-324])
+def test_a_gradient_of_nothing_but_rounding_asks_for_no_change(largest):
+    rows = make_rows()
+    rows.g = rows.g / rows.g.abs().max() * largest
+    change = NormalizedTarget(GradientTarget())(rows) - rows.a
+    expected = 0.0 if largest < 1e-292 else rows.activation_lr
+    assert change.square().mean().sqrt().item() == pytest.approx(expected)
 
 
 def test_normalized_target_without_a_gradient_asks_for_no_change():

@@ -38,6 +38,8 @@ class Anderson(Solver):
         ValueError: One of them is out of range.
     """
 
+    uses_lr = False
+
     def __init__(self, memory: int = 5, iterations: int | None = None, *, tolerance: float = 1e-6) -> None:
         check_count("memory", memory)
         if iterations is not None:

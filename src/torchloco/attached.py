@@ -169,7 +169,7 @@ class AttachedLayer:
         factor, remainder, tolerance = gradient_factor(x.matrix(self.weight.grad), x, g, rounded_to=rounded_to)
         tolerance = max(tolerance, 0.003 if exact else 0.05)
         if remainder <= tolerance and self.learn_bias:
-            remainder = self._bias_remainder(x, g, 1.0 if factor is None else factor)
+            remainder = self._bias_remainder(x, g, 1.0 if factor is None else factor, torch.finfo(coarsest))
         if remainder > tolerance:
             averaged = "the mean over the ranks (wrap the whole model in one DistributedDataParallel), " * x.shared
             raise RuntimeError(
@@ -182,14 +182,15 @@ class AttachedLayer:
             )
         return factor
 
-    def _bias_remainder(self, inputs: Inputs, g: Tensor, factor: float) -> float:
-        """How far the bias's `.grad` is off factor · Σ_rows G, relative to what rounding cannot touch."""
+    def _bias_remainder(self, inputs: Inputs, g: Tensor, factor: float, numbers: torch.finfo) -> float:
+        """How far the bias's `.grad` is off factor · Σ_rows G, relative to what rounding to `numbers` cannot touch."""
         assert self.bias is not None
         assert self.bias.grad is not None
         wide = torch.promote_types(g.dtype, torch.float32)
         expected = inputs.total(g.to(wide).sum(0)).mul_(factor)
         difference = (self.bias.grad.to(wide) - expected).norm()
-        if float(difference) <= 1e-4 * float(expected.norm()):  # the usual case
+        absolute = 4 * numbers.tiny * numbers.eps * (inputs.all_rows * g.shape[1]) ** 0.5  # of numbers near zero
+        if float(difference) <= max(absolute, 1e-4 * float(expected.norm())):  # the usual case
             return 0.0
         rows_norm = inputs.total(g.to(wide).square().sum()).sqrt()
         scale = torch.maximum(expected.norm(), 0.01 * abs(factor) * rows_norm)

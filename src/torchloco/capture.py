@@ -237,7 +237,7 @@ def gradient_factor(
     # Products of low-precision numbers are taken in float32, whose rounding is what the checks below know.
     wide = torch.promote_types(g.dtype, torch.float32)
     if rounded_to is not None:
-        return _rounded_factor(gradient.to(wide), inputs.to(wide), g.to(wide), torch.finfo(rounded_to).eps)
+        return _rounded_factor(gradient.to(wide), inputs.to(wide), g.to(wide), torch.finfo(rounded_to))
     columns = torch.arange(inputs.d_in, dtype=torch.float64, device=g.device)
     v = torch.cos(0.7 * columns * columns + 0.3).to(wide)
     g = g.to(wide)
@@ -257,17 +257,22 @@ def gradient_factor(
     return (1.0 if abs(factor - 1) < 64 * eps else factor), remainder, 30 * eps * largest / expected2**0.5
 
 
-def _rounded_factor(gradient: Tensor, inputs: Inputs, g: Tensor, eps: float) -> tuple[float | None, float, float]:
-    """As `gradient_factor`, for a gradient whose entries were rounded to a relative `eps`."""
+def _rounded_factor(
+    gradient: Tensor, inputs: Inputs, g: Tensor, numbers: torch.finfo
+) -> tuple[float | None, float, float]:
+    """As `gradient_factor`, for entries that were rounded to these numbers: small ones absolutely."""
     seen, expected = gradient.double().flatten(), inputs.sum(g).double().flatten()
     cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
     largest = _norm(g, inputs) * inputs.squares() ** 0.5
-    vanished = 0 < seen2**0.5 <= torch.finfo(g.dtype).tiny / eps  # below it, entries are rounded absolutely
-    if vanished or expected2**0.5 <= 1e3 * torch.finfo(g.dtype).eps * largest:
+    least = numbers.tiny * numbers.eps
+    rounding = least * (gradient.numel() ** 0.5 + (inputs.squares() * g.shape[1]) ** 0.5)
+    vanished = 0 < seen2**0.5 <= 4 * rounding
+    if vanished or expected2**0.5 <= max(4 * rounding, 1e3 * torch.finfo(g.dtype).eps * largest):
         return None, 0.0, 0.0
     factor = cross / expected2
     remainder = max(0.0, 1 - factor * (cross / seen2)) ** 0.5 if seen2 else 0.0
-    return (1.0 if abs(factor - 1) < eps else factor), remainder, 4 * eps
+    tolerance = 4 * (numbers.eps + (rounding / seen2**0.5 if seen2 else 0.0))
+    return (1.0 if abs(factor - 1) < numbers.eps else factor), remainder, tolerance
 
 
 def _norm(t: Tensor, inputs: Inputs) -> float:

@@ -21,6 +21,8 @@ from torchloco.solvers import Solver, Task, check_curvature, check_finite, curva
 class _Quadratic(Solver):
     """What the solvers of the quadratic problem share: the minimum of ½‖XΔᵀ + δ‖² + R over Δ = W̃ - W, R quadratic."""
 
+    uses_lr = False
+
     def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
         """Only the squared loss on pre-activations, alone or with a squared regularizer, is quadratic."""
         if type(loss) is not SquaredLoss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         ValueError: Out of range, or no such option.
     """
     for name in options:
-        if name not in (*OPTIONS, "initial_lr", "given_lr"):
+        if name not in (*OPTIONS, "initial_lr", "highest_lr"):
             raise ValueError(
                 f"unknown option {name!r} in a param group{nearest(name, list(OPTIONS))}; supported: "
                 f"{', '.join(OPTIONS)}, and 'fallback': True for a group of the fallback optimizer with its own options"
@@ -38,8 +38,10 @@ def check_options(options: Mapping[str, Any]) -> None:
         check_count("local_steps", options["local_steps"])
 
 
-def check_running(group: Mapping[str, Any]) -> None:
-    """Check the options of a group again, before a step: schedulers and users write to them. An lr of 0 is allowed.
+def enter_step(group: MutableMapping[str, Any]) -> None:
+    """Check the options of a group again, since schedulers and users write to them, and note the highest lr so far.
+
+    An lr of 0 is allowed.
 
     Raises:
         TypeError: Not a number.
@@ -48,6 +50,7 @@ def check_running(group: Mapping[str, Any]) -> None:
     check_range("lr of a param group", group["lr"], 0, inclusive=True)
     check_range("activation_lr of a param group", group["activation_lr"], 0)
     check_count("local_steps of a param group", group["local_steps"])
+    group["highest_lr"] = max(float(group["highest_lr"]), float(group["lr"]))
 
 
 @dataclass

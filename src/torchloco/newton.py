@@ -40,6 +40,8 @@ class Newton(Solver):
         TypeError, ValueError: An argument of another type or out of range.
     """
 
+    uses_lr = False
+
     def __init__(
         self,
         iterations: int = 3,

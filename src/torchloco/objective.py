@@ -30,6 +30,15 @@ class Objective:
     target: TargetRule
     regularizer: Regularizer | None
 
+    @property
+    def name(self) -> str:
+        """What a saved state belongs to: the target's kind, whose γ the param groups hold."""
+        names, rule = [], self.target
+        while isinstance(rule, ModifiedTarget):
+            names.append(type(rule).__name__)
+            rule = rule.base
+        return " of ".join([*names, getattr(rule, "__name__", type(rule).__name__)])
+
     def of(self, transfer: Transfer | None) -> tuple[Loss, TargetRule]:
         """Loss and target of a layer with this transfer; the squared ones where the loss does not suit it."""
         if transfer is None or self.loss.suits(transfer):

@@ -26,7 +26,7 @@ from torchloco.outer import OuterRule, resolve_outer
 from torchloco.regularizers import Regularizer
 from torchloco.safety import check_safe, solve_safely
 from torchloco.solvers import Solver, Task
-from torchloco.state import load, schedule_factor
+from torchloco.state import check_choices, check_order, load, schedule_factor
 from torchloco.targets import TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
 from torchloco.uncalled import uncalled, warn_of_uncalled
@@ -201,7 +201,7 @@ class LocoProp(Optimizer):
         self._discovery.conclude()
         for group in self.param_groups:
             if not group.get("fallback"):
-                groups.check_running(group)
+                groups.enter_step(group)
         refuse_non_finite({self._plan.names[p]: p.grad for p in group_of if p.grad is not None})
         self._unfrozen.warn({p: name for p, name in self._plan.names.items() if p not in group_of})
         strangers = uncalled(list(self._layers.values()))
@@ -212,7 +212,8 @@ class LocoProp(Optimizer):
         for layer in layers:
             self._follow_bias(layer)
             transfer, group = self._discovery.settle(layer.name), group_of[layer.weight]
-            layer.collect(transfer, float(group["activation_lr"]), schedule_factor(group))
+            lr_factor = schedule_factor(group) if self._solver.uses_lr else 1.0  # others scale what they arrive at
+            layer.collect(transfer, float(group["activation_lr"]), lr_factor)
         self._discovery.warn_if_output_unused()
         return layers
 
@@ -295,7 +296,7 @@ class LocoProp(Optimizer):
             last = [self._fallback.add({**split.fallback_options, "params": split.fallback}, self.state)]
         if split.params:
             super().add_param_group({**split.options, "params": split.params})
-            self.param_groups[-1].setdefault("given_lr", float(self.param_groups[-1]["lr"]))
+            self.param_groups[-1].setdefault("highest_lr", float(self.param_groups[-1]["lr"]))
         try:
             for layer in split.layers:
                 self._attach(layer)
@@ -330,23 +331,15 @@ class LocoProp(Optimizer):
         Raises:
             ValueError: It belongs to another solver or does not fit the param groups; nothing has been changed then.
         """
-        saved, own = state_dict.get("solvers", {}), self._solver_names()
-        if not saved or any(
-            saved.get(k, "none") != own[k] for k in own if "none" not in (saved.get(k, "none"), own[k])
-        ):
-            raise ValueError(f"the state was saved by {saved or 'another kind of optimizer'}, this LocoProp has {own}")
-        kinds = [[bool(group.get("fallback")) for group in g] for g in (state_dict["param_groups"], self.param_groups)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                "the state's param groups come in another order: which of them belong to the fallback is "
-                f"{kinds[0]} in the state and {kinds[1]} here; build LocoProp with the groups it was saved with"
-            )
+        check_choices(state_dict.get("solvers", {}), self._solver_names())
+        check_order(state_dict["param_groups"], self.param_groups)
         load(super().load_state_dict, self, state_dict)
         self._bind()
 
     def _solver_names(self) -> dict[str, str]:
         outer = "none" if self._outer is None else self._outer.name
-        return {"solver": self._solver.name, "outer": outer, "fallback": self._fallback.kind}
+        target = self._objective.name
+        return {"target": target, "solver": self._solver.name, "outer": outer, "fallback": self._fallback.kind}
 
     def close(self) -> None:
         """Take the hooks off the model. The optimizer takes no further step; another can be attached."""

@@ -34,7 +34,7 @@ def locoprop_m(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **opti
             each, which costs a fraction of it.
         options: Further arguments of `LocoProp`.
     """
-    return LocoProp(model, lr, loss="matching", **_steps(paper), **options)
+    return _built("locoprop_m", model, {"lr": lr, "loss": "matching", **_steps(paper)}, options)
 
 
 def locoprop_s(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **options: Any) -> LocoProp:
@@ -46,7 +46,7 @@ def locoprop_s(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **opti
         paper: See `locoprop_m`.
         options: Further arguments of `LocoProp`.
     """
-    return LocoProp(model, lr, loss="squared", **_steps(paper), **options)
+    return _built("locoprop_s", model, {"lr": lr, "loss": "squared", **_steps(paper)}, options)
 
 
 def locoprop_m_normalized(
@@ -63,14 +63,20 @@ def locoprop_m_normalized(
         activation_lr: γ, how far the targets are on average, in (0, 1].
         momentum: Of the inner RMSProp, in [0, 1).
         options: Further arguments of `LocoProp`.
+
+    Raises:
+        ValueError: A number outside its range.
     """
     solver = FirstOrderSteps(local_rows=FAST_ROWS, momentum=momentum, decay=0.99)
+    check_range("activation_lr", activation_lr, 0)
+    if activation_lr > 1:
+        raise ValueError(
+            "locoprop_m_normalized takes an activation_lr of at most 1, the mean distance of the targets (about 0.01), "
+            f"got {activation_lr:g}"
+        )
     target = NormalizedTarget(follow_lr=True)
-    return LocoProp(model, lr, loss="matching", activation_lr=activation_lr, target=target, solver=solver, **options)
-
-
-def _steps(paper: bool) -> dict[str, Any]:
-    return {} if paper else {"solver": FirstOrderSteps(local_rows=FAST_ROWS)}
+    chosen = {"lr": lr, "loss": "matching", "activation_lr": activation_lr, "target": target, "solver": solver}
+    return _built("locoprop_m_normalized", model, chosen, options)
 
 
 def backprop(model: nn.Module, lr: float, **options: Any) -> LocoProp:
@@ -82,7 +88,7 @@ def backprop(model: nn.Module, lr: float, **options: Any) -> LocoProp:
         options: Further arguments of `LocoProp`.
     """
     solver = FirstOrderSteps(torch.optim.SGD, schedule="constant")
-    return LocoProp(model, lr, activation_lr=1.0, local_steps=1, solver=solver, **options)
+    return _built("backprop", model, {"lr": lr, **_ONE_STEP, "solver": solver}, options)
 
 
 def sgd_momentum(model: nn.Module, lr: float, momentum: float = 0.9, **options: Any) -> LocoProp:
@@ -98,7 +104,7 @@ def sgd_momentum(model: nn.Module, lr: float, momentum: float = 0.9, **options: 
     """
     check_range("momentum", momentum, 0, 1, inclusive=True)
     solver = FirstOrderSteps(torch.optim.SGD, schedule="constant", momentum=momentum)
-    return LocoProp(model, lr, activation_lr=1.0, local_steps=1, solver=solver, **options)
+    return _built("sgd_momentum", model, {"lr": lr, **_ONE_STEP, "solver": solver}, options)
 
 
 def locoprop_s_exact(model: nn.Module, activation_lr: float, damping: float = 1.0, **options: Any) -> LocoProp:
@@ -110,7 +116,8 @@ def locoprop_s_exact(model: nn.Module, activation_lr: float, damping: float = 1.
         damping: λ in units of C's mean diagonal entry, > 0.
         options: Further arguments of `LocoProp`.
     """
-    return LocoProp(model, activation_lr=activation_lr, loss="squared", solver=Exact(damping), **options)
+    chosen = {"activation_lr": activation_lr, "loss": "squared", "solver": Exact(damping)}
+    return _built("locoprop_s_exact", model, chosen, options)
 
 
 def locoprop_m_anderson(
@@ -125,7 +132,8 @@ def locoprop_m_anderson(
         iterations: Gradients of the local problem per step, >= 1.
         options: Further arguments of `LocoProp`.
     """
-    return LocoProp(model, activation_lr=activation_lr, solver=Anderson(memory, iterations), **options)
+    chosen = {"activation_lr": activation_lr, "solver": Anderson(memory, iterations)}
+    return _built("locoprop_m_anderson", model, chosen, options)
 
 
 def foof(model: nn.Module, lr: float, damping: float, **options: Any) -> LocoProp:
@@ -137,7 +145,8 @@ def foof(model: nn.Module, lr: float, damping: float, **options: Any) -> LocoPro
         damping: λ, > 0, absolute.
         options: Further arguments of `LocoProp`.
     """
-    return LocoProp(model, activation_lr=lr, loss="squared", solver=Exact(damping, relative=False), **options)
+    chosen = {"activation_lr": lr, "loss": "squared", "solver": Exact(damping, relative=False)}
+    return _built("foof", model, chosen, options)
 
 
 def spectral(
@@ -153,9 +162,13 @@ def spectral(
         momentum: Of the gradients, in [0, 1).
         damping: In units of the mean square of a layer's inputs, > 0; towards infinity the steps become Muon's.
         every: The inputs' second moments are renewed in every so many steps, >= 1.
-        options: Further arguments of `LocoProp`.
+        options: Further arguments of `LocoProp`, but those of targets and local steps, which have no part in it.
     """
-    return LocoProp(model, lr, solver=Spectral(momentum, damping=damping, every=every), **options)
+    useless = sorted({"loss", "target", "activation_lr", "local_steps"} & options.keys())
+    if useless:
+        raise TypeError(f"recipes.spectral has no use for {', '.join(useless)}: only the gradient's direction counts")
+    chosen = {"lr": lr, "solver": Spectral(momentum, damping=damping, every=every)}
+    return _built("spectral", model, chosen, options)
 
 
 def implicit_sgd(model: nn.Module, lr: float, **options: Any) -> LocoProp:
@@ -169,7 +182,8 @@ def implicit_sgd(model: nn.Module, lr: float, **options: Any) -> LocoProp:
         options: Further arguments of `LocoProp`.
     """
     check_range("lr", lr, 0)
-    return LocoProp(model, activation_lr=1.0, loss="squared", solver=Exact(1 / lr, relative=False), **options)
+    chosen = {"activation_lr": 1.0, "loss": "squared", "solver": Exact(1 / lr, relative=False)}
+    return _built("implicit_sgd", model, chosen, options)
 
 
 def proxprop(model: nn.Module, activation_lr: float, lr: float, iterations: int = 3, **options: Any) -> LocoProp:
@@ -183,14 +197,13 @@ def proxprop(model: nn.Module, activation_lr: float, lr: float, iterations: int 
         options: Further arguments of `LocoProp`.
     """
     check_range("lr", lr, 0)
-    return LocoProp(
-        model,
-        activation_lr=activation_lr,
-        loss="squared",
-        regularizer=SquaredDistance(1 / lr),
-        solver=ConjugateGradient(iterations, tolerance=0.0),
-        **options,
-    )
+    chosen = {
+        "activation_lr": activation_lr,
+        "loss": "squared",
+        "regularizer": SquaredDistance(1 / lr),
+        "solver": ConjugateGradient(iterations, tolerance=0.0),
+    }
+    return _built("proxprop", model, chosen, options)
 
 
 def exponentiated_gradient(model: nn.Module, lr: float, **options: Any) -> LocoProp:
@@ -201,4 +214,20 @@ def exponentiated_gradient(model: nn.Module, lr: float, **options: Any) -> LocoP
         lr: The learning rate, > 0.
         options: Further arguments of `LocoProp`.
     """
-    return LocoProp(model, activation_lr=lr, regularizer=RelativeEntropy(1.0), solver=ProximalStep(), **options)
+    chosen = {"activation_lr": lr, "regularizer": RelativeEntropy(1.0), "solver": ProximalStep()}
+    return _built("exponentiated_gradient", model, chosen, options)
+
+
+_ONE_STEP = {"activation_lr": 1.0, "local_steps": 1}
+
+
+def _steps(paper: bool) -> dict[str, Any]:
+    return {} if paper else {"solver": FirstOrderSteps(local_rows=FAST_ROWS)}
+
+
+def _built(recipe: str, model: nn.Module, chosen: dict[str, Any], options: dict[str, Any]) -> LocoProp:
+    """The optimizer, unless the user chose otherwise what makes the recipe."""
+    twice = sorted(chosen.keys() & options.keys())
+    if twice:
+        raise TypeError(f"recipes.{recipe} chooses {', '.join(twice)} itself; build LocoProp(...) for another choice")
+    return LocoProp(model, **chosen, **options)

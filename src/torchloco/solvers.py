@@ -64,6 +64,9 @@ class Task:
 class Solver(ABC):
     """Solves local problems. Yours needs `solve`."""
 
+    #: Whether lr is a step size of its own; otherwise a displacement is scaled by what a scheduler has made of it.
+    uses_lr: bool = True
+
     @property
     def name(self) -> str:
         """What a saved state belongs to."""
@@ -104,6 +107,8 @@ class ProximalStep(Solver):
     and `local_steps` have no part in it: γ / λ, times what a scheduler has made of lr, is the step size. It costs no
     matrix product.
     """
+
+    uses_lr = False
 
     def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
         """The regularizer must have a closed proximal step."""

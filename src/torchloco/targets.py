@@ -199,14 +199,25 @@ class NormalizedTarget(ModifiedTarget):
 
     Args:
         base: The target that is changed; default: the one that goes with the loss.
-        follow_lr: Whether γ follows what a scheduler makes of lr. The paper's targets come closer by themselves as G
-            shrinks; these do not, and the last ones should not ask for as much as the first. Not for solvers that
-            multiply their displacement by that factor already, as those without use for lr do.
+        follow_lr: Whether γ follows lr down from the highest that a scheduler has made of it. The paper's targets come
+            closer by themselves as G shrinks; these do not, and the last ones should not ask for as much as the first.
+            Nothing follows with solvers without use for lr, whose displacement is scaled in its stead.
+
+    Raises:
+        TypeError: `base` is not a `Target`, or `follow_lr` no bool.
+        ValueError: `base` is normalized already.
     """
 
     def __init__(self, base: Target | None = None, *, follow_lr: bool = False) -> None:
         super().__init__(base)
-        self.follow_lr = bool(follow_lr)
+        if not isinstance(follow_lr, bool):
+            raise TypeError(f"follow_lr must be True or False, got {follow_lr!r}")
+        inner = base
+        while isinstance(inner, ModifiedTarget):
+            if isinstance(inner, NormalizedTarget):
+                raise ValueError(f"{base!r} is normalized already; give NormalizedTarget the target inside of it")
+            inner = inner._base
+        self.follow_lr = follow_lr
 
     def scale(self, rows: LayerRows) -> float:
         """γ / rms(G), times the scheduler's factor if it follows lr."""
@@ -220,7 +231,8 @@ class NormalizedTarget(ModifiedTarget):
                 "much on average; about 0.01 is usual",
                 stacklevel=2,
             )
-        if largest == 0:
+        numbers = torch.finfo(direction.dtype)
+        if largest < numbers.tiny / numbers.eps:  # nothing but rounding, which is not to be blown up
             return 0.0
         # Squares of small gradients would be lost; relative to the largest they are not.
         mean_square = float(inputs.total((direction / largest).square().sum())) / (active * direction.shape[1])

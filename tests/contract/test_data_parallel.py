@@ -96,8 +96,8 @@ def test_where_one_rank_refuses_none_steps(ranks):
     for rank in (first, second):
         assert (
             "the ranks would not solve the same problems (rank 0: layer 'middle', 2 parameter(s), tanh, lr 1e-05, "
-            "activation_lr 10.0, local_steps 10, inputs in 1 group(s), float64; rank 1: layer 'middle', 2 parameter(s), "
-            "sigmoid, "
+            "activation_lr 10.0, local_steps 10, inputs in 1 group(s), float64; rank 1: layer 'middle', 2 "
+            "parameter(s), sigmoid, "
         ) in rank["another transfer function on one rank"]
         assert "activation_lr 11.0" in rank["another activation_lr on one rank"]
         assert rank["a call beside the wrapper on one rank"] == "stepped"

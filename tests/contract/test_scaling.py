@@ -228,14 +228,26 @@ def test_a_vanishing_gradient_is_not_taken_for_a_wrong_one(dtype):
     assert_close(model[0].weight.detach(), best, rtol=1e-2, atol=1e-3)
 
 
-def test_gradients_at_the_end_of_the_range_are_not_taken_for_wrong_ones():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_at_the_end_of_the_range_are_not_taken_for_wrong_ones(dtype):
     """As of the first of many layers: what is left of their digits differs from sum to sum."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).to(dtype)
     optimizer = LocoProp(model, lr=1e-3)
-    for exponent in range(30, 46):
+    for exponent in range(0, 10) if dtype == torch.float16 else range(30, 46):
         optimizer.zero_grad()
-        model[1](model[0](torch.randn(50, 6)) * 10.0**-exponent).square().mean().backward()
+        model[1](model[0](torch.randn(50, 6, dtype=dtype)) * 10.0**-exponent).square().mean().backward()
+        optimizer.step()
+
+
+def test_gradients_of_another_pass_are_refused_in_float16(mlp):
+    """However small they are, as long as some of their digits are left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).half()
+    optimizer = LocoProp(model, lr=1e-3)
+    (model(torch.randn(50, 6).half()).square().mean() * 3e-2).backward()
+    model[0].weight.grad = model[0].weight.grad.roll(1, 0)
+    with pytest.raises(RuntimeError, match="layer '0': its gradient does not belong"):
         optimizer.step()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from torchloco import FirstOrderSteps, LocoProp
+from torchloco import FirstOrderSteps, LocoProp, recipes
 
 SOLVERS = {
     "paper": None,
@@ -213,3 +213,14 @@ def test_a_state_put_in_its_place_is_followed(build, batches, train, values, sam
         results.append((losses, values(model)))
     assert results[0][0] == results[1][0]
     assert same(results[0][1], results[1][1])
+
+
+def test_state_of_another_target_is_refused(mlp, values, same):
+    """Its γ has another meaning."""
+    model = mlp()
+    saved = recipes.locoprop_m_normalized(mlp()).state_dict()
+    optimizer, before = recipes.locoprop_m(model, paper=False), values(model)
+    with pytest.raises(ValueError, match="saved by target NormalizedTarget of MirrorTarget, .*has target MirrorTarget"):
+        optimizer.load_state_dict(saved)
+    assert same(values(model), before)
+    assert optimizer.param_groups[0]["activation_lr"] == 10.0
