@@ -13,12 +13,14 @@ ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 FigureName = Literal["local-losses", "second-order", "speed"]
 
 # The methods that are compared unless others are named, and the others.
-MAIN_METHODS = ("locoprop-m", "locoprop-s", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam")
+MAIN_METHODS = (
+    *("locoprop-m-fast", "locoprop-m", "locoprop-s"),
+    *("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam", "muon", "kfac"),
+)
 MORE_METHODS = (
     "adamw",
     "nadam",
     "schedule-free",
-    "locoprop-m-fast",
     "locoprop-m-normalized",
     "locoprop-s-fast",
     "locoprop-s-bf16",
@@ -33,10 +35,8 @@ MORE_METHODS = (
     "exponentiated-gradient",
     "backprop",
     "sgd-momentum",
-    "muon",
     "soap",
     "shampoo",
-    "kfac",
     "foof-curvlinops",
 )
 # Those of the full study, each from a well-kept library; tuned in this order.

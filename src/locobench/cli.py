@@ -192,7 +192,11 @@ def _compare_tuned(folder: Path, seeds: str, methods: str | None, given: Sequenc
         options = ", ".join("--" + name.strip("_").replace("_", "-") for name in others)
         raise BenchError(f"{options} cannot be given with --tuned: the study decides")
     from locobench.settings import whole_numbers
-    from locobench.tuned import compare_tuned
+
+    try:
+        from locobench.tuned import compare_tuned
+    except ModuleNotFoundError as error:
+        raise BenchError(f"--tuned needs {error.name}: pip install optuna sqlalchemy filelock") from None
 
     compare_tuned(folder, whole_numbers("seeds", seeds), methods, Console())
 

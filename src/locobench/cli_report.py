@@ -22,7 +22,8 @@ def report(
     speed: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Prices of `locobench speed`. Default: speed.json in DIR; without, the runs' seconds."
+            metavar="FILE",
+            help="Prices of `locobench speed`. Default: speed.json in DIR or next to it; else the runs' seconds.",
         ),
     ] = None,
     second_order: Annotated[

@@ -20,10 +20,10 @@ class Library:
 
     @property
     def missing(self) -> bool:
-        """Whether it, or a module that it needs, is not installed."""
+        """Whether it, or a module that it needs, is not installed, or broken."""
         try:
             self.load()
-        except ModuleNotFoundError:
+        except Exception:  # whatever a library does when it does not fit the torch that is there
             return True
         return False
 

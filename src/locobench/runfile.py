@@ -1,6 +1,7 @@
 """A run's file: its configuration, then a row per epoch; whole after every epoch, whatever happens."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def read(path: Path) -> RunFile:
             if not isinstance(row, dict) or expected - row.keys():
                 raise ValueError(f"expected an object with {', '.join(sorted(expected))}")
             if rows:
-                _check_epoch(row, number - 1)
+                _check_epoch(row, number - 1, RunFile(path, rows[0], rows[1:]))
             else:
                 _check_config(row)
         except ValueError as error:
@@ -78,6 +79,11 @@ def read(path: Path) -> RunFile:
         raise BenchError(f"{path} is empty; delete it to begin this run anew")
     rows[0].setdefault("params", {})  # files of before hyperparameters could be set
     return RunFile(path, rows[0], rows[1:])
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _no_constant(name: str) -> float:
@@ -95,16 +101,18 @@ def _check_config(row: Row) -> None:
         if not isinstance(row.get(key, {}), dict):
             raise ValueError(f"{key} should be an object, is {row[key]!r}")
     for key in ("lr", "initial_loss"):
-        if not isinstance(row.get(key, 1.0), int | float):
+        if not is_number(row.get(key, 1.0)):
             raise ValueError(f"{key} should be a number, is {row[key]!r}")
 
 
-def _check_epoch(row: Row, epoch: int) -> None:
+def _check_epoch(row: Row, epoch: int, before: RunFile) -> None:
     if row["epoch"] != epoch:
         raise ValueError(f"epoch should be {epoch}, is {row['epoch']!r}")
+    if before.finished:
+        raise ValueError(f"the run ended with epoch {epoch - 1}")
     for key in ("seconds", "train_loss", "test_loss"):
         missing = key != "seconds" and row.get("diverged") and row[key] is None
-        if not missing and not isinstance(row[key], int | float):
+        if not missing and not is_number(row[key]):
             raise ValueError(f"{key} should be a number, is {row[key]!r}")
 
 
@@ -116,9 +124,12 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with open(folder / ".lock", "w") as file:
+    path = folder / ".lock"
+    with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise BlockingIOError  # who held the lock has taken the file away, and a third one may hold it
         except OSError:
             raise BenchError(f"another process is writing to {folder}; wait for it, or choose another folder") from None
         try:

@@ -172,12 +172,20 @@ def load(folder: Path) -> Study:
     missing = {*_DEFAULTS, *_DECIDED, "spaces", "widened"} - (content.keys() if isinstance(content, dict) else set())
     if missing:
         raise BenchError(f"{path} is damaged (no {', '.join(sorted(missing))}); restore it, or choose another folder")
+    for key, kind in {"spaces": dict, "widened": dict, "trials": int, "epochs": int, "seed": int}.items():
+        if not isinstance(content[key], kind):
+            raise BenchError(f"{path} is damaged ({key} is {content[key]!r}); restore it, or choose another folder")
     if content["protocol"] != PROTOCOL:
         raise BenchError(
             f"{path} is of protocol {content['protocol']}, this is {PROTOCOL}: their results do not mix; "
             "choose another folder"
         )
     return Study(folder, content)
+
+
+def methods_of(folder: Path) -> list[str]:
+    """The methods of the study in a folder, the most wanted first; none where there is no study."""
+    return list(reversed(load(folder).content["spaces"])) if (folder / "study.json").exists() else []
 
 
 @contextmanager

@@ -161,6 +161,7 @@ def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[
             + ", ".join(f"{label(run)} {tried[run.config['method']]}" for run in runs)
             + "."
         )
+    threads = runs[0].config.get("threads", "?")
     notes.append(
         "Train, test: loss after the last epoch (cross-entropy, summed over pixels, mean over all images). "
         + (
@@ -170,7 +171,7 @@ def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[
             "epochs of Adam. "
         )
         + f"{machine.get('gpu', machine.get('cpu', 'unknown machine'))}, "
-        f"{runs[0].config.get('threads', '?')} threads, torch {versions.get('torch', '?')}. "
+        f"{threads} thread{'' if threads == 1 else 's'}, torch {versions.get('torch', '?')}. "
         "For prices per step that a busy machine does not blur, use `locobench speed`."
     )
     known = [METHODS[run.config["method"]] for run in runs if run.config["method"] in METHODS]

@@ -29,11 +29,12 @@ def tune(
         ),
     ] = None,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help=f"Comma-separated, the most wanted first, as for compare. study: {', '.join(STUDY_METHODS)}."
+            help="Comma-separated, the most wanted first, as for compare. Default: the study's own; for a new one "
+            f"study: {', '.join(STUDY_METHODS)}."
         ),
-    ] = "study",
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Per method; the same for all.")] = None,
     data: Annotated[DataName | None, typer.Option(help="Images, as for compare.")] = None,
     model: Annotated[ModelName | None, typer.Option(help="The autoencoder. Default: standard.")] = None,
@@ -87,18 +88,18 @@ def tune(
             raise BenchError(f"tune needs {error.name}: pip install optuna sqlalchemy filelock") from None
         from locobench.methods import find_all
         from locobench.settings import at_least
-        from locobench.study import TIERS, open_study
+        from locobench.study import TIERS, methods_of, open_study
 
         at_least(1, workers=workers)
         at_least(0, widen=widen)
-        chosen = find_all(methods)
-        absent = [method for method in chosen if method.missing is not None]
-        if len(absent) == len(chosen):
-            raise BenchError("; ".join(f"{method.name} is not installed: {method.missing}" for method in absent))
         if out is None:
             named = {**TIERS[tier or "short"], **{key: value for key, value in problem.items() if value is not None}}
             parts = [named["data"], model or "standard", activation or "tanh", named["epochs"]]
             out = Path("runs") / "-".join(["tune", *map(str, parts)])
+        chosen = find_all(methods or ",".join(methods_of(out)) or "study")
+        absent = [method for method in chosen if method.missing is not None]
+        if len(absent) == len(chosen):
+            raise BenchError("; ".join(f"{method.name} is not installed: {method.missing}" for method in absent))
         study = open_study(out, problem, tier, workers)
         present = [method for method in chosen if method not in absent]
         job.tune(study, present, absent, widen, workers, Console())

@@ -1,11 +1,9 @@
 """The best settings of a study's methods, trained anew on fresh seeds."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,12 +14,11 @@ from locobench.compare import compare
 from locobench.errors import BenchError
 from locobench.methods import find, find_all
 from locobench.methods.method import written
+from locobench.report.study import Trial, read_trials
 from locobench.runfile import RunFile, read
 from locobench.runs import open_run
 from locobench.settings import Settings
 from locobench.study import Study
-
-_KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "seconds", "file"}
 
 
 @dataclass(frozen=True)
@@ -29,12 +26,12 @@ class Best:
     """The best trial of a method.
 
     Attributes:
-        row: Of trials.jsonl.
+        trial: It.
         trials: How many have ended.
         total: How many there are to be.
     """
 
-    row: dict[str, Any]
+    trial: Trial
     trials: int
     total: int
 
@@ -86,34 +83,15 @@ def compare_tuned(folder: Path, seeds: Sequence[int], methods: str | None, conso
 
 def best_trials(study: Study) -> dict[str, Best]:
     """The finished trial with the lowest train loss of each method, by method, best first."""
-    rows = read_trials(study.folder / "trials.jsonl")
-    found = {}
-    for row in sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["train_loss"]):
-        name = row["method"]
+    path = study.folder / "trials.jsonl"
+    trials = read_trials(path) if path.exists() else []
+    found: dict[str, Best] = {}
+    for trial in sorted((t for t in trials if t.state == "finished"), key=lambda t: t.train_loss or 0.0):
+        name = trial.method
         if name not in found and name in study.content["spaces"]:
-            ended = sum(other["method"] == name for other in rows)
-            found[name] = Best(row, ended, study.total(name))
+            ended = sum(other.method == name for other in trials)
+            found[name] = Best(trial, ended, study.total(name))
     return found
-
-
-def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The rows of a study's trials.jsonl; an error names the line that is not as it should be."""
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or _KEYS - row.keys():
-                raise ValueError(f"expected an object with {', '.join(sorted(_KEYS))}")
-            if row["state"] == "finished" and not isinstance(row["train_loss"], int | float):
-                raise ValueError(f"train_loss should be a number, is {row['train_loss']!r}")
-        except ValueError as error:
-            raise BenchError(
-                f"{path}, line {number} is damaged ({error}); delete the file, `locobench tune` writes it anew"
-            ) from None
-        rows.append(row)
-    return rows
 
 
 def _refuse_earlier_bests(plan: dict[int, list[Settings]], folder: Path) -> None:
@@ -132,7 +110,7 @@ def _refuse_earlier_bests(plan: dict[int, list[Settings]], folder: Path) -> None
 
 
 def _settings(study: Study, best: Best, seed: int) -> Settings:
-    return study.settings(best.row["method"], {"lr": best.row["lr"], **best.row["params"]}, seed)
+    return study.settings(best.trial.method, {"lr": best.trial.lr, **best.trial.params}, seed)
 
 
 def _table(study: Study, found: dict[str, Best], names: Sequence[str], runs: Sequence[RunFile]) -> Table:
@@ -148,7 +126,7 @@ def _table(study: Study, found: dict[str, Best], names: Sequence[str], runs: Seq
         diverged = sum(run.diverged for run in its_runs)
         table.add_row(
             find(name).label,
-            written({"lr": found[name].row["lr"], **found[name].row["params"]}),
+            written({"lr": found[name].trial.lr, **found[name].trial.params}),
             _spread(its_runs, "train_loss"),
             _spread(its_runs, "test_loss"),
             f"{mean(run.rows[-1]['seconds'] for run in its_runs):.1f}",

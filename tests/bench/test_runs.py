@@ -35,6 +35,9 @@ SETTINGS = Settings(
 )
 
 
+RESULTS = Path(__file__).parent.parent.parent / "results"
+
+
 def some_images() -> Images:
     pixels = torch.rand(70, 16, generator=torch.Generator().manual_seed(0))
     return Images(pixels[:50], pixels[50:], (4, 4))
@@ -274,4 +277,34 @@ def test_a_second_process_is_refused(tmp_path: Path):
     with runfile.locked(tmp_path), pytest.raises(BenchError, match="another process"), runfile.locked(tmp_path):
         pass
     with runfile.locked(tmp_path):
+        pass
+
+
+def test_rows_that_would_pass_for_others_are_named(tmp_path: Path):
+    """Infinity by another spelling, a truth value, and more epochs than there were to be."""
+    text = (RESULTS / "curves" / "adam.jsonl").read_text()
+    lines = text.splitlines()
+    last = json.loads(lines[-1])
+    for line, reason in [
+        (json.dumps(last).replace(str(last["train_loss"]), "1e999"), "train_loss should be a number, is inf"),
+        (json.dumps({**last, "train_loss": True}), "train_loss should be a number, is True"),
+    ]:
+        (tmp_path / "adam.jsonl").write_text("\n".join([*lines[:-1], line]))
+        with pytest.raises(BenchError, match=rf"line {len(lines)} is damaged \({reason}"):
+            runfile.read(tmp_path / "adam.jsonl")
+    (tmp_path / "adam.jsonl").write_text("\n".join([*lines, json.dumps({**last, "epoch": last["epoch"] + 1})]))
+    with pytest.raises(BenchError, match=rf"line {len(lines) + 1} is damaged \(the run ended with epoch 6"):
+        runfile.read(tmp_path / "adam.jsonl")
+
+
+def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fcntl = pytest.importorskip("fcntl")
+    flock = fcntl.flock
+
+    def late(file, how):
+        (tmp_path / ".lock").unlink()  # by the process that had it, between our opening and our locking
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(BenchError, match="another process is writing"), runfile.locked(tmp_path):
         pass

@@ -85,7 +85,7 @@ def results(folder: Path) -> dict[tuple[str, int], list[Any]]:
 
 
 def exported(folder: Path) -> list[dict[str, Any]]:
-    rows = tuned.read_trials(folder / "trials.jsonl")
+    rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
     for row in rows:
         row.pop("seconds")
     return sorted(rows, key=lambda row: (row["method"], row["trial"]))
@@ -391,6 +391,11 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
         if row["train_loss"] < losses[row["method"]]:
             losses[row["method"]], best[row["method"]] = row["train_loss"], row
 
+    again = command("tune", "--out", tmp_path)
+    assert again.exit_code == 0, again.output
+    assert study.methods_of(tmp_path) == ["sgd", "adam"], "it goes on with its own methods"
+    assert len(exported(tmp_path)) == 4, "which have had their trials"
+
     assert subprocess_of(tmp_path, "compare").wait(timeout=120) == -signal.SIGKILL
     (killed,) = tmp_path.glob("best/*/*.jsonl")
     before = runfile.read(killed).rows
@@ -453,6 +458,31 @@ def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[obj
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out" / "study.json").exists()
+
+
+@pytest.mark.parametrize(("key", "value"), [("spaces", 3), ("widened", []), ("trials", "x"), ("epochs", None)])
+def test_a_damaged_description_is_named(whole: Path, tmp_path: Path, key: str, value: object):
+    content = json.loads((whole / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps({**content, key: value}))
+    for arguments in (["tune", "--out"], ["compare", "--tuned"]):
+        refused = command(*arguments, tmp_path)
+        assert refused.exit_code == 2
+        assert f"study.json is damaged ({key} is {value!r})" in refused.stderr
+
+
+def test_a_library_that_is_broken_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "broken_module.py").write_text("raise ImportError('cannot import name x from torch')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert Library("broken_module", "pip install it").missing
+
+
+def test_fresh_seeds_without_the_libraries_of_the_search(whole: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.startswith(("locobench.tuned", "locobench.study", "filelock"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    refused = command("compare", "--tuned", whole)
+    assert refused.exit_code == 2
+    assert "--tuned needs filelock: pip install" in refused.stderr
 
 
 def test_tune_needs_a_folder_that_it_can_write_to(tmp_path: Path):

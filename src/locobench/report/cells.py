@@ -47,15 +47,15 @@ def columns(summary: Summary) -> list[Column]:
     price = "by `locobench speed`" if summary.priced else "by the runs' own seconds, which other work may have blurred"
     return [
         Column("method", "", numeric=False),
-        Column("best settings", "of the search; other settings are the method's own", numeric=False),
-        Column("trials", "settings that were tried"),
         Column("train", "train loss after the last epoch, mean ± standard deviation over the seeds"),
         Column("test", "the same over the test images"),
         Column("step ÷ Adam", f"time of a step divided by that of Adam's, {price}"),
         Column("bytes ÷ Adam", "what the optimizer holds between steps, divided by Adam's"),
         *goals,
+        Column("trials", "settings that were tried"),
         Column("diverged", "trials whose loss was not finite any more"),
         Column("epochs", "that the runs of the best settings lasted, and over how many seeds", numeric=False),
+        Column("best settings", "of the search; other settings are the method's own", numeric=False),
     ]
 
 
@@ -69,22 +69,22 @@ def row(line: Line, summary: Summary) -> list[Cell]:
     seeds = f"{line.seeds} seeds" if line.seeds > 1 else "1 seed"
     return [
         Cell(line.label, line.label.lower()),
-        Cell(line.settings, line.settings),
-        _trials(line),
         _mean(line.train),
         _mean(line.test),
         _ratio(line.step_ratio, mark="*" if summary.priced and not line.measured else ""),
         _ratio(line.bytes_ratio),
         _reached(line.to_adam),
         *([] if _adam_leads(summary) else [_reached(line.to_first_order)]),
+        _trials(line),
         _count(line.diverged),
         Cell(f"{line.status}, {seeds}", float(len(line.curve.epochs))),
+        Cell(line.settings, line.settings),
     ]
 
 
 def absent(label: str, reason: str, width: int) -> list[Cell]:
     """The cells of a method that did not run."""
-    return [Cell(label, label.lower()), Cell(reason, reason), *[Cell(DASH, None)] * (width - 2)]
+    return [Cell(label, label.lower()), *[Cell(DASH, None)] * (width - 2), Cell(reason, reason)]
 
 
 def markdown(summary: Summary, only: tuple[str, ...] = ()) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from locobench.methods import METHODS
 from locobench.provenance import last_change
 from locobench.report.study import Study
-from locobench.report.summary import Summary, search_caveats, slowed
+from locobench.report.summary import Summary, clock, label, search_caveats, slowed
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
 _ELSEWHERE = ("epochs", "schedule_epochs", "batch_size", "device", "threads", "machine", "versions")
@@ -69,6 +69,10 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     differing = [key for key in _ELSEWHERE if len({json.dumps(run.config.get(key)) for run in study.all_runs}) > 1]
     if differing:
         found.append(("not alike", f"the runs differ in {', '.join(differing).replace('_', ' ')}: compare with care"))
+    clocks = {clock(runs) for runs in study.runs.values()}
+    if len(clocks) > 1:
+        about = "seconds of runs on other threads or machines are not compared: no ÷ Adam where there is no price"
+        found.append(("clocks", about))
     if not summary.priced:
         found.append(("prices", "÷ Adam is by the runs' own seconds; other work on the machine blurs them"))
     elif summary.blurred:
@@ -79,7 +83,7 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     each = [f"{path} {factor:.1f} times" for path, factor in factors.items() if factor is not None]
     if each:
         found.append(
-            ("seconds", f"paused or slowed for a while, so that plots by seconds mislead: {', '.join(each)} as long")
+            ("seconds", f"paused or slowed, and drawn by the median of their epochs: {', '.join(each)} as long")
         )
     found += search_caveats(study)
     if study.from_search:
@@ -94,11 +98,16 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
 
 def _of_study(info: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
     """What `study.json` says besides what the runs say too: sampler, trials, search spaces …"""
-    known = {"problem", "versions", "machine"}
+    known = {"problem", "versions", "machine", "spaces", "widened", "continued"}
+    named = [("space of", info.get("spaces") or {}), ("wider space of", info.get("widened") or {})]
     return [
-        (f"study: {key.replace('_', ' ')}", _plain(value))
-        for key, value in info.items()
-        if key not in known and not (key in config and config[key] == value)
+        *[
+            (f"study: {key.replace('_', ' ')}", _plain(value))
+            for key, value in info.items()
+            if key not in known and not (key in config and config[key] == value)
+        ],
+        *[("continued", f"{one.get('date')}, commit {one.get('commit')}") for one in info.get("continued") or []],
+        *[(f"{what} {label(method)}", _plain(space)) for what, spaces in named for method, space in spaces.items()],
     ]
 
 

@@ -69,7 +69,9 @@ def _line(axes: Axes, line: Line, x: list[float], y: list[float], spread: list[f
 
 
 def sensitivity(trials: Sequence[Trial], title: str, path: Path) -> Path:
-    """Draw every trial's final train loss against its learning rate; what is higher or diverged is on the upper edge.
+    """Draw every trial's last train loss against its learning rate.
+
+    Open marks ended early; what is higher is an arrow on the upper edge, what diverged a cross there.
 
     Args:
         trials: Of the search.
@@ -80,25 +82,25 @@ def sensitivity(trials: Sequence[Trial], title: str, path: Path) -> Path:
     top = ceiling(trials)
     for method in dict.fromkeys(trial.method for trial in trials):
         own = [trial for trial in trials if trial.method == method]
-        known = [(t.lr, t.train_loss) for t in own if t.state != "diverged" and t.train_loss is not None]
+        known = [(t, t.train_loss) for t in own if t.state != "diverged" and t.train_loss is not None]
         drawn = style(method)
-        if known:
-            x, y = zip(*sorted(known), strict=True)
+        axes.scatter([], [], color=drawn.colour, marker=drawn.marker, s=36, label=label(method))
+        for trial, loss in known:
             axes.scatter(
-                x,
-                [min(value, top) for value in y],
-                color=drawn.colour,
-                marker=drawn.marker,
+                [trial.lr],
+                [min(loss, top)],
+                edgecolors=drawn.colour,
+                facecolors=drawn.colour if trial.state == "finished" else "none",
+                marker="^" if loss > top else drawn.marker,
                 s=36,
                 alpha=0.85,
-                label=label(method),
             )
         lost = [trial.lr for trial in own if trial.state == "diverged"]
         axes.scatter(lost, [top] * len(lost), color=drawn.colour, marker="x", s=30)
     _log(axes)
     axes.set_xscale("log")
-    axes.set_xlabel("base learning rate (on the upper edge: higher; a cross: diverged)")
-    axes.set_ylabel("final train loss (nats per image)")
+    axes.set_xlabel("base learning rate (open: ended early; arrow: higher; cross: diverged)")
+    axes.set_ylabel("last train loss (nats per image)")
     return _finish(figure, axes, "method", path)
 
 

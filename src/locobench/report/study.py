@@ -9,7 +9,7 @@ from typing import Any
 
 from locobench import prices
 from locobench.errors import BenchError
-from locobench.runfile import Row, RunFile, read, read_folder
+from locobench.runfile import Row, RunFile, is_number, read, read_folder
 
 _TRIAL_KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "file"}
 _STATES = ("finished", "pruned", "diverged", "unfinished")
@@ -96,15 +96,15 @@ def load(folder: Path, speed: Path | None = None) -> Study:
 
     Args:
         folder: A study, or a folder of run files as `locobench compare` writes them, or of such folders.
-        speed: A file of `locobench speed`; by default `speed.json` in the folder, where there is one.
+        speed: A file of `locobench speed`; by default `speed.json` in the folder or next to it, where there is one.
 
     Raises:
         BenchError: It holds no run, a file is damaged, or the results do not belong together.
     """
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
-    own = folder / "speed.json"
-    file = speed if speed is not None else own if own.exists() else None
+    own = [path for path in (folder / "speed.json", folder.resolve().parent / "speed.json") if path.exists()]
+    file = speed if speed is not None else own[0] if own else None
     rows = {} if file is None else prices.read_rows(file)
     if (folder / "study.json").exists() or (folder / "trials.jsonl").exists():
         return _study(folder, rows)
@@ -186,21 +186,17 @@ def _trial(row: object, folder: Path) -> Trial:
         raise ValueError("method and file should be strings")
     if row["state"] not in _STATES:
         raise ValueError(f"state should be one of {', '.join(_STATES)}, is {row['state']!r}")
-    if not _is_number(row["lr"]) or row["lr"] <= 0:
+    if not is_number(row["lr"]) or row["lr"] <= 0:
         raise ValueError(f"lr should be a positive number, is {row['lr']!r}")
     if not isinstance(row["params"], dict):
         raise ValueError(f"params should be an object, is {row['params']!r}")
     for key in ("train_loss", "test_loss"):
-        if row[key] is not None and not _is_number(row[key]):
+        if row[key] is not None and not is_number(row[key]):
             raise ValueError(f"{key} should be a number or null, is {row[key]!r}")
     if row["state"] == "finished" and row["train_loss"] is None:
         raise ValueError("a finished trial should have a train_loss")
     names = ("method", "state", "lr", "params", "train_loss", "test_loss", "epochs")
     return Trial(**{name: row[name] for name in names}, file=folder / row["file"])
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0
 
 
 def _json_object(path: Path) -> dict[str, Any]:

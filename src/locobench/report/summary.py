@@ -1,5 +1,6 @@
 """The numbers of a report: mean curves, times to a target, and what follows from them in words."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -38,12 +39,13 @@ class Curve:
 
     Attributes:
         epochs: 1, 2, …
-        seconds: Of training, mean.
+        seconds: Of training, mean; of runs that were paused or slowed for a while, by the median of their epochs.
         adam_steps: The same in steps of Adam, None where the price is not known.
         train: Train losses.
         test: Test losses.
         start: Mean train loss before the first step, None where the runs' files do not say it.
         epoch_cost: Time of an epoch: in steps of Adam where prices are known, else the runs' median in seconds.
+        clock: What the seconds depend on: device, threads and machine; None where the time is in steps of Adam.
     """
 
     epochs: list[int]
@@ -53,6 +55,7 @@ class Curve:
     test: list[Mean]
     start: float | None
     epoch_cost: float | None
+    clock: str | None
 
 
 @dataclass(frozen=True)
@@ -204,13 +207,21 @@ def _curve(runs: list[RunFile], price: float | None, priced: bool) -> Curve:
     known = [start for start in starts if start is not None]
     return Curve(
         epochs,
-        [mean.value for mean in over("seconds")],
+        [fmean(_seconds(run, epoch) for run in used) for epoch in epochs],
         None if per_epoch is None else [epoch * per_epoch for epoch in epochs],
         over("train_loss"),
         over("test_loss"),
         fmean(known) if known and len(known) == len(starts) else None,
         per_epoch if priced else median_step * steps if median_step else None,
+        None if priced or not used else clock(used),
     )
+
+
+def _seconds(run: RunFile, epoch: int) -> float:
+    """At the end of an epoch; as if all had taken their median where the run was paused."""
+    if slowed(run) is None:
+        return float(run.rows[epoch - 1]["seconds"])
+    return epoch * median(_steps(run)) * float(run.config["steps_per_epoch"])
 
 
 def _mean(values: Iterable[float]) -> Mean:
@@ -222,8 +233,21 @@ def _step_ratios(study: Study) -> dict[str, float]:
     """Time of a step ÷ Adam's: by `locobench speed`, or by the medians of the runs' epochs where it has no price."""
     steps = {method: _median_step(runs) for method, runs in study.runs.items()}
     adam = steps.get("adam")
-    own = {method: step / adam for method, step in steps.items() if step and adam}
+    alike = {method for method, runs in study.runs.items() if adam and clock(runs) == clock(study.runs["adam"])}
+    own = {method: step / adam for method, step in steps.items() if step and adam and method in alike}
     return own | {method: row["time_ratio"] for method, row in study.prices.items()}
+
+
+def clock(runs: list[RunFile]) -> str:
+    """What the runs' seconds depend on besides the method, as text that can be compared."""
+    return json.dumps(
+        sorted(
+            {
+                json.dumps([run.config.get(key) for key in ("device", "threads", "machine")], sort_keys=True)
+                for run in runs
+            }
+        )
+    )
 
 
 def _median_step(runs: list[RunFile]) -> float | None:
@@ -254,7 +278,7 @@ def _time_ratio(curves: dict[str, Curve], method: str, other: str | None) -> flo
     if other is None or other not in curves or not curves[other].train:
         return None
     own, its = curves[method], curves[other]
-    if not own.train or not own.epoch_cost or not its.epoch_cost:
+    if not own.train or not own.epoch_cost or not its.epoch_cost or own.clock != its.clock:
         return None
     return _epochs_until(own, its.train[-1].value) * own.epoch_cost / (len(its.epochs) * its.epoch_cost)
 

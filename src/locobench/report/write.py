@@ -13,6 +13,8 @@ from locobench.report.study import Study, load
 from locobench.report.summary import Summary, headline, summarize
 from locobench.runfile import locked, prepare_folder, write_atomically
 
+_PICTURES = {"train-epochs.png", "train-seconds.png", "test-epochs.png", "train-adam-steps.png", "sensitivity.png"}
+
 
 @dataclass(frozen=True)
 class Written:
@@ -63,7 +65,10 @@ def write(folder: Path, *, speed: Path | None = None, second_order: Path | None 
     text = page.render(study, summary, title, command, content)
     with locked(out):
         files = [_text(out / "report.html", text), _text(out / "table.md", _markdown(study, summary, command))]
-        return Written(study, summary, title, [*files, *_pictures(study, summary, title, out)])
+        files += _pictures(study, summary, title, out)
+        for name in _PICTURES - {file.name for file in files}:
+            (out / name).unlink(missing_ok=True)  # of an earlier report, which had prices or trials
+        return Written(study, summary, title, files)
 
 
 def command_of(folders: Sequence[Path], speed: Path | None = None, second_order: Path | None = None) -> str:
