@@ -481,6 +481,15 @@ def test_a_difference_within_the_spread_is_no_win(study: Path, own: Mean, other:
     )
 
 
+def test_who_is_there_earlier_is_named():
+    """A time to a loss alone would flatter: others may take less."""
+    study = load(RESULTS / "curves", RESULTS / "speed.json")
+    summary = summarize(study)
+    muon, ours = summary.line("muon"), summary.best("LocoProp")
+    assert muon.to_first_order < ours.to_first_order
+    assert f"× RMSProp's time (Muon in {muon.to_first_order:.2f})" in " ".join(headline(study, summary))
+
+
 def test_settings_are_short():
     config = {"lr": 3.1234e-4, "params": {"beta1": 0.95, "steps": 5, "eps": 1e-8}}
     assert settings_text(config) == "lr 3.12e-4, beta1 0.95, steps 5, eps 1e-8"

@@ -389,19 +389,22 @@ def _compared(own: Mean, other: Mean) -> str:
 
 
 def _times(first: Line, summary: Summary) -> list[str]:
-    """How long it takes to the losses of Adam and of the best first-order method."""
-    goals = {"adam": first.to_adam}
+    """How long it takes to the losses of Adam and of the best first-order method, and who is there before it."""
+    goals = {"adam": {line.method: line.to_adam for line in summary.lines}}
     if summary.best_first_order is not None:
-        goals[summary.best_first_order.method] = first.to_first_order
+        goals[summary.best_first_order.method] = {line.method: line.to_first_order for line in summary.lines}
     reached, missed = [], []
-    for method, ratio in goals.items():
-        line = summary.line(method)
+    for method, ratios in goals.items():
+        line, ratio = summary.line(method), ratios[first.method]
         if line is None or line is first or line.train is None or ratio is None:
             continue
         if ratio == inf:
             missed.append(f"{line.label}'s")
-        else:
-            reached.append(f"{line.label}'s final loss in {ratio:.2f} × {line.label}'s time")
+            continue
+        known = {other: its for other, its in ratios.items() if its is not None and its < ratio}
+        earliest = min(known, key=known.__getitem__, default=None)
+        before = "" if earliest is None else f" ({label(earliest)} in {known[earliest]:.2f})"
+        reached.append(f"{line.label}'s final loss in {ratio:.2f} × {line.label}'s time{before}")
     sentences = [f"By the clock it reaches {' and '.join(reached)}."] if reached else []
     if missed:
         sentences.append(f"It does not get down to {' or '.join(missed)} final loss within its run.")
