@@ -27,6 +27,9 @@ from torchloco.targets import LayerRows
 class Peers(ABC):
     """The processes that share a batch."""
 
+    #: Whether there is more than one.
+    several: bool = False
+
     @abstractmethod
     def any(self, flags: list[bool], device: torch.device) -> list[bool]:
         """Which flags are set in any process."""
@@ -72,6 +75,7 @@ class Ranks(Peers):
         group: Their process group.
     """
 
+    several = True
     group: Any
 
     @property

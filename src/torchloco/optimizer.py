@@ -161,7 +161,8 @@ class LocoProp(Optimizer):
                 share_calls(list(self._layers.values()), peers, self._device)
                 with peers.agreeing(self._device) as terms:
                     layers = self._ready_layers(group_of)
-                    terms += [layer.terms(group_of) for layer in layers]
+                    if peers.several:
+                        terms += [layer.terms(group_of) for layer in layers]
                 peers.share([layer.rows for layer in layers if layer.rows is not None])
                 match_gradients(layers)
             with self._full_precision(), Originals() as old:
