@@ -128,6 +128,6 @@ def output_transfer(output: Any) -> Transfer:
         raise TypeError(
             f"output: no transfer function is known for {getattr(key, '__name__', key)!r}; supported criteria: "
             "BCE-with-logits (sigmoid), cross-entropy (softmax), MSE (identity), as module, class or functional; "
-            f"or a transfer's name: {', '.join(transfer_names())}"
+            f"or a transfer's name, 'identity' for a loss of the output as it is: {', '.join(transfer_names())}"
         )
     return get_transfer(name)
