@@ -223,8 +223,9 @@ class NormalizedTarget(ModifiedTarget):
         """γ / rms(G), times the scheduler's factor if it follows lr."""
         direction = self.base.direction(rows).to(torch.promote_types(rows.g.dtype, torch.float32))
         inputs = rows.inputs
-        active = int(inputs.total((direction != 0).any(1).sum()))
-        largest = float(inputs.largest(direction.abs().max() if len(direction) else direction.new_zeros(())))
+        of_rows = torch.linalg.vector_norm(direction, math.inf, dim=1)
+        active = int(inputs.total((of_rows != 0).sum()))
+        largest = float(inputs.largest(of_rows.max() if len(direction) else direction.new_zeros(())))
         if rows.activation_lr > 1:
             warnings.warn(
                 f"activation_lr = {rows.activation_lr:g} with NormalizedTarget asks pre-activations to change by that "
@@ -235,9 +236,11 @@ class NormalizedTarget(ModifiedTarget):
         if largest < numbers.tiny / numbers.eps:  # nothing but rounding, which is not to be blown up
             return 0.0
         # Squares of small gradients would be lost; relative to the largest they are not.
-        mean_square = float(inputs.total((direction / largest).square().sum())) / (active * direction.shape[1])
+        unit = 1.0 if 1e-10 < largest < 1e10 else largest
+        norm = torch.linalg.vector_norm(direction if unit == 1 else direction / unit)
+        mean_square = float(inputs.total(norm.double().square())) / (active * direction.shape[1])
         factor = rows.lr_factor if self.follow_lr else 1.0
-        return factor * self.base.scale(rows) / (largest * math.sqrt(mean_square))
+        return factor * self.base.scale(rows) / (unit * math.sqrt(mean_square))
 
     def __repr__(self) -> str:
         parts = [] if self._base is None else [repr(self._base)]
