@@ -29,7 +29,7 @@ class Task:
         lrs: The learning rate of each of them.
         steps: T, the number of local steps.
         inner: What `Solver.attach` returned for this layer.
-        scales: What a scheduler has made of each lr since it was given, as a factor of at most 1. Solvers that have no
+        scales: What each lr is relative to its highest so far. Solvers that have no
             use for lr itself multiply their displacement by it.
         safe: Whether the solver should stop when the local objective no longer falls. That it does not rise is seen to
             elsewhere.

@@ -39,7 +39,7 @@ class LayerRows:
         memory: What a target has kept of this layer from earlier mini-batches, by name. Not to be written to.
         keep: What it wants to find there next time. Taken over, and saved with the optimizer, when the step succeeds.
             Loading moves tensors to the weight's device and changes nothing else.
-        lr_factor: What a scheduler has made of lr since it was given, as a factor of at most 1.
+        lr_factor: What lr is relative to its highest so far; 1 where the solver scales its displacement by that.
     """
 
     name: str
