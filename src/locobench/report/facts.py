@@ -70,7 +70,7 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     if differing:
         found.append(("not alike", f"the runs differ in {', '.join(differing).replace('_', ' ')}: compare with care"))
     clocks = {clock(runs) for runs in study.runs.values()}
-    if len(clocks) > 1:
+    if len(clocks) > 1 and any(line.step_ratio is None for line in summary.lines):
         about = "seconds of runs on other threads or machines are not compared: no ÷ Adam where there is no price"
         found.append(("clocks", about))
     if not summary.priced:
