@@ -384,7 +384,7 @@ def speed(
         from locobench import speed as job
         from locobench.methods import PRICED, find_all
         from locobench.runfile import prepare_folder, write_atomically
-        from locobench.settings import at_least, default_threads, whole_numbers
+        from locobench.settings import at_least, counted_threads, default_threads, whole_numbers
 
         at_least(1, rounds=rounds)
         threads = default_threads() if threads is None else threads
@@ -430,7 +430,7 @@ def speed(
             ):
                 sections.append(section)
                 content = prices.save(sections, settings, out)  # an interruption costs one section at most
-        title = f"{model} {activation} autoencoder, {device}, {threads} threads"
+        title = f"{model} {activation} autoencoder, {device}, {counted_threads(threads)}"
         console.print(prices.table(sections, title))
         text = prices.markdown(sections, title)
         write_atomically(out.with_suffix(".md"), lambda file: file.write_text(text, encoding="utf-8"))

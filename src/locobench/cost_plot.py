@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from locobench.errors import BenchError
 from locobench.methods import METHODS, PRICED
 from locobench.runfile import write_atomically
+from locobench.settings import counted_threads
 
 AXES = {"width": "hidden widths ×", "depth": "number of 500 layers ×", "batch_size": "images per step"}
 # This library's are the warm ones and thick; the marker says the same once more.
@@ -48,7 +49,8 @@ def save(content: dict[str, Any], path: Path) -> Path:
     panels[0].set_ylabel("time of a step ÷ Adam's")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    title = f"{content['model']} {content['activation']} autoencoder, {content['device']}, {content['threads']} threads"
+    machine = f"{content['device']}, {counted_threads(content['threads'])}"
+    title = f"{content['model']} {content['activation']} autoencoder, {machine}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
     return path

@@ -55,7 +55,7 @@ class RunFile:
 
 def read(path: Path) -> RunFile:
     """Read a run's file; an error names the line that is not as it should be."""
-    rows: list[Row] = []
+    run: RunFile | None = None
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -63,22 +63,23 @@ def read(path: Path) -> RunFile:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             row = json.loads(line, parse_constant=_no_constant)
-            expected = _EPOCH_KEYS if rows else _CONFIG_KEYS
+            expected = _CONFIG_KEYS if run is None else _EPOCH_KEYS
             if not isinstance(row, dict) or expected - row.keys():
                 raise ValueError(f"expected an object with {', '.join(sorted(expected))}")
-            if rows:
-                _check_epoch(row, number - 1, RunFile(path, rows[0], rows[1:]))
-            else:
+            if run is None:
                 _check_config(row)
+                row.setdefault("params", {})  # files of before hyperparameters could be set
+                run = RunFile(path, row, [])
+            else:
+                _check_epoch(row, run)
+                run.rows.append(row)
         except ValueError as error:
             raise BenchError(
                 f"{path}, line {number} is damaged ({error}); delete the file to begin this run anew"
             ) from None
-        rows.append(row)
-    if not rows:
+    if run is None:
         raise BenchError(f"{path} is empty; delete it to begin this run anew")
-    rows[0].setdefault("params", {})  # files of before hyperparameters could be set
-    return RunFile(path, rows[0], rows[1:])
+    return run
 
 
 def is_number(value: object) -> bool:
@@ -105,7 +106,8 @@ def _check_config(row: Row) -> None:
             raise ValueError(f"{key} should be a number, is {row[key]!r}")
 
 
-def _check_epoch(row: Row, epoch: int, before: RunFile) -> None:
+def _check_epoch(row: Row, before: RunFile) -> None:
+    epoch = len(before.rows) + 1
     if row["epoch"] != epoch:
         raise ValueError(f"epoch should be {epoch}, is {row['epoch']!r}")
     if before.finished:

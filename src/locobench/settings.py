@@ -116,6 +116,11 @@ def default_threads() -> int:
     return torch.get_num_threads()
 
 
+def counted_threads(count: object) -> str:
+    """In words, for titles and notes."""
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
 def versions() -> dict[str, str]:
     """Of the software that decides the numbers."""
     return {"torchloco": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

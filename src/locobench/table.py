@@ -13,6 +13,7 @@ from locobench.methods import METHODS, Method
 from locobench.methods.method import written
 from locobench.prices import read_prices
 from locobench.runfile import Row, RunFile, read_folder, write_atomically
+from locobench.settings import counted_threads
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "seed")
 _ELSEWHERE = ("device", "threads", "machine", "versions", "protocol")
@@ -161,7 +162,6 @@ def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[
             + ", ".join(f"{label(run)} {tried[run.config['method']]}" for run in runs)
             + "."
         )
-    threads = runs[0].config.get("threads", "?")
     notes.append(
         "Train, test: loss after the last epoch (cross-entropy, summed over pixels, mean over all images). "
         + (
@@ -171,7 +171,7 @@ def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[
             "epochs of Adam. "
         )
         + f"{machine.get('gpu', machine.get('cpu', 'unknown machine'))}, "
-        f"{threads} thread{'' if threads == 1 else 's'}, torch {versions.get('torch', '?')}. "
+        f"{counted_threads(runs[0].config.get('threads', '?'))}, torch {versions.get('torch', '?')}. "
         "For prices per step that a busy machine does not blur, use `locobench speed`."
     )
     known = [METHODS[run.config["method"]] for run in runs if run.config["method"] in METHODS]

@@ -14,11 +14,11 @@ from locobench.compare import compare
 from locobench.errors import BenchError
 from locobench.methods import find, find_all
 from locobench.methods.method import written
-from locobench.report.study import Trial, read_trials
 from locobench.runfile import RunFile, read
 from locobench.runs import open_run
 from locobench.settings import Settings
 from locobench.study import Study
+from locobench.trials import Trial, best_trial, read_trials
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def best_trials(study: Study) -> dict[str, Best]:
     """The finished trial with the lowest train loss of each method, by method, best first."""
     path = study.folder / "trials.jsonl"
     trials = read_trials(path) if path.exists() else []
-    found: dict[str, Best] = {}
-    for trial in sorted((t for t in trials if t.state == "finished"), key=lambda t: t.train_loss or 0.0):
-        name = trial.method
-        if name not in found and name in study.content["spaces"]:
-            ended = sum(other.method == name for other in trials)
-            found[name] = Best(trial, ended, study.total(name))
-    return found
+    found = []
+    for method in study.content["spaces"]:
+        best = best_trial(trials, method)
+        if best is not None:
+            ended = sum(trial.method == method for trial in trials)
+            found.append(Best(best, ended, study.total(method)))
+    return {one.trial.method: one for one in sorted(found, key=lambda one: one.trial.train_loss or 0.0)}
 
 
 def _refuse_earlier_bests(plan: dict[int, list[Settings]], folder: Path) -> None:

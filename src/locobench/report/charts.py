@@ -5,9 +5,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from locobench.report.study import Trial, ceiling
+from locobench.report.study import ceiling
 from locobench.report.summary import Line, Mean, label, settings_text
 from locobench.styles import LOCOPROP, family, style
+from locobench.trials import Trial
 
 AXES = {
     "epochs": "epochs",

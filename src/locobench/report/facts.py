@@ -7,6 +7,7 @@ from locobench.methods import METHODS
 from locobench.provenance import last_change
 from locobench.report.study import Study
 from locobench.report.summary import Summary, clock, label, search_caveats, slowed
+from locobench.settings import counted_threads
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
 _ELSEWHERE = ("epochs", "schedule_epochs", "batch_size", "device", "threads", "machine", "versions")
@@ -43,8 +44,7 @@ def machine(study: Study) -> str:
     config = study.config
     about = config.get("machine", {})
     name = about.get("gpu") or about.get("cpu") or "unknown machine"
-    threads = config.get("threads", "?")
-    return f"{name}, {threads} thread" + ("" if threads == 1 else "s")
+    return f"{name}, {counted_threads(config.get('threads', '?'))}"
 
 
 def provenance(study: Study) -> tuple[str, str]:

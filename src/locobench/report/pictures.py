@@ -8,11 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from locobench.report.study import Trial, ceiling
+from locobench.report.study import ceiling
 from locobench.report.summary import Line, label
 from locobench.report.ticks import log_ticks
 from locobench.runfile import write_atomically
 from locobench.styles import LOCOPROP, family, style
+from locobench.trials import Trial
 
 AXES = {
     "epochs": "epochs",

@@ -9,36 +9,10 @@ from typing import Any
 
 from locobench import prices
 from locobench.errors import BenchError
-from locobench.runfile import Row, RunFile, is_number, read, read_folder
+from locobench.runfile import Row, RunFile, read, read_folder
+from locobench.trials import Trial, best_trial, read_trials
 
-_TRIAL_KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "file"}
-_STATES = ("finished", "pruned", "diverged", "unfinished")
 _PROBLEM = ("protocol", "data", "model", "activation", "train_size")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting that was tried in a search.
-
-    Attributes:
-        method: Name of the method.
-        state: `finished`, `pruned`, `diverged` or `unfinished`.
-        lr: Base learning rate.
-        params: The other tuned settings.
-        train_loss: The last one, None where there is none.
-        test_loss: Likewise.
-        epochs: That it lasted.
-        file: Its run file, which need not be there any more.
-    """
-
-    method: str
-    state: str
-    lr: float
-    params: dict[str, Any]
-    train_loss: float | None
-    test_loss: float | None
-    epochs: int
-    file: Path
 
 
 @dataclass(frozen=True)
@@ -79,7 +53,7 @@ class Study:
         """Methods whose runs are of settings that were the best of the search only until it went on."""
         found = []
         for method, runs in self.runs.items():
-            best = _best_trial(self.trials, method) if self.info else None
+            best = best_trial(self.trials, method) if self.info else None
             config = runs[0].config
             if best is not None and (best.lr, best.params) != (config["lr"], config["params"]):
                 found.append(method)
@@ -144,30 +118,8 @@ def _study(folder: Path, rows: dict[str, Row]) -> Study:
 
 def _best_of_search(trials: list[Trial], method: str) -> list[RunFile]:
     """The run of a method's best finished trial, if there is one and its file is there."""
-    best = _best_trial([trial for trial in trials if trial.file.exists()], method)
+    best = best_trial([trial for trial in trials if trial.file.exists()], method)
     return [] if best is None else [read(best.file)]
-
-
-def _best_trial(trials: Sequence[Trial], method: str) -> Trial | None:
-    finished = [t for t in trials if t.method == method and t.state == "finished" and t.train_loss is not None]
-    return min(finished, key=lambda t: t.train_loss or 0.0, default=None)
-
-
-def read_trials(path: Path) -> list[Trial]:
-    """Read `trials.jsonl`; an error names the line that is not as it should be."""
-    trials = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            trials.append(_trial(json.loads(line), path.parent))
-        except ValueError as error:
-            raise BenchError(
-                f"{path}, line {number} is damaged ({error}); the next trial of `locobench tune` writes the file anew"
-            ) from None
-    return trials
 
 
 def ceiling(trials: Sequence[Trial]) -> float:
@@ -177,26 +129,6 @@ def ceiling(trials: Sequence[Trial]) -> float:
         if trial.train_loss is not None and trial.state != "diverged":
             best[trial.method] = min(trial.train_loss, best.get(trial.method, trial.train_loss))
     return 2 * max(best.values(), default=1.0)
-
-
-def _trial(row: object, folder: Path) -> Trial:
-    if not isinstance(row, dict) or _TRIAL_KEYS - row.keys():
-        raise ValueError(f"expected an object with {', '.join(sorted(_TRIAL_KEYS))}")
-    if not isinstance(row["method"], str) or not isinstance(row["file"], str):
-        raise ValueError("method and file should be strings")
-    if row["state"] not in _STATES:
-        raise ValueError(f"state should be one of {', '.join(_STATES)}, is {row['state']!r}")
-    if not is_number(row["lr"]) or row["lr"] <= 0:
-        raise ValueError(f"lr should be a positive number, is {row['lr']!r}")
-    if not isinstance(row["params"], dict):
-        raise ValueError(f"params should be an object, is {row['params']!r}")
-    for key in ("train_loss", "test_loss"):
-        if row[key] is not None and not is_number(row[key]):
-            raise ValueError(f"{key} should be a number or null, is {row[key]!r}")
-    if row["state"] == "finished" and row["train_loss"] is None:
-        raise ValueError("a finished trial should have a train_loss")
-    names = ("method", "state", "lr", "params", "train_loss", "test_loss", "epochs")
-    return Trial(**{name: row[name] for name in names}, file=folder / row["file"])
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""The trials of a search as its export, `trials.jsonl`, has them: what is read without Optuna."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from locobench.errors import BenchError
+from locobench.runfile import is_number
+
+_KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "file"}
+_STATES = ("finished", "pruned", "diverged", "unfinished")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that was tried in a search.
+
+    Attributes:
+        method: Name of the method.
+        state: `finished`, `pruned`, `diverged` or `unfinished`.
+        lr: Base learning rate.
+        params: The other tuned settings.
+        train_loss: The last one, None where there is none.
+        test_loss: Likewise.
+        epochs: That it lasted.
+        file: Its run file, which need not be there any more.
+    """
+
+    method: str
+    state: str
+    lr: float
+    params: dict[str, Any]
+    train_loss: float | None
+    test_loss: float | None
+    epochs: int
+    file: Path
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """Read `trials.jsonl`; an error names the line that is not as it should be."""
+    trials = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            trials.append(_trial(json.loads(line), path.parent))
+        except ValueError as error:
+            raise BenchError(
+                f"{path}, line {number} is damaged ({error}); the next trial of `locobench tune` writes the file anew"
+            ) from None
+    return trials
+
+
+def best_trial(trials: Sequence[Trial], method: str) -> Trial | None:
+    """The finished trial of a method with the lowest train loss."""
+    finished = [t for t in trials if t.method == method and t.state == "finished" and t.train_loss is not None]
+    return min(finished, key=lambda t: t.train_loss or 0.0, default=None)
+
+
+def _trial(row: object, folder: Path) -> Trial:
+    if not isinstance(row, dict) or _KEYS - row.keys():
+        raise ValueError(f"expected an object with {', '.join(sorted(_KEYS))}")
+    if not isinstance(row["method"], str) or not isinstance(row["file"], str):
+        raise ValueError("method and file should be strings")
+    if row["state"] not in _STATES:
+        raise ValueError(f"state should be one of {', '.join(_STATES)}, is {row['state']!r}")
+    if not is_number(row["lr"]) or row["lr"] <= 0:
+        raise ValueError(f"lr should be a positive number, is {row['lr']!r}")
+    if not isinstance(row["params"], dict):
+        raise ValueError(f"params should be an object, is {row['params']!r}")
+    for key in ("train_loss", "test_loss"):
+        if row[key] is not None and not is_number(row[key]):
+            raise ValueError(f"{key} should be a number or null, is {row[key]!r}")
+    if row["state"] == "finished" and row["train_loss"] is None:
+        raise ValueError("a finished trial should have a train_loss")
+    names = ("method", "state", "lr", "params", "train_loss", "test_loss", "epochs")
+    return Trial(**{name: row[name] for name in names}, file=folder / row["file"])
