@@ -87,6 +87,16 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that nothing interrupted; not to be changed."""
+    from searches import search  # needs the libraries of the search
+
+    folder = tmp_path_factory.mktemp("whole")
+    search(folder, "sgd,adam")
+    return folder
+
+
 @pytest.fixture
 def study(finished_study: Path, tmp_path: Path) -> Path:
     """A copy of it, to be changed."""

@@ -1,61 +1,23 @@
 """A report says what the files say, whatever is missing in them, and refuses what does not belong together."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
-from typer.testing import CliRunner
+from reports import change_rows, last_losses, page_of, refused, run
 
-from locobench import cli_report, reconstructions, runfile
-from locobench.cli import app
+from locobench import cli_report, runfile
 from locobench.errors import BenchError
 from locobench.libraries import Library
-from locobench.report import cells, charts, facts, local_losses, page, second_order, write
+from locobench.report import cells, charts, facts, write
 from locobench.report import readme as readme_block
-from locobench.report.study import ceiling, load
-from locobench.report.summary import Line, Mean, headline, settings_text, summarize
-from locobench.report.ticks import log_ticks
+from locobench.report.study import load
+from locobench.report.summary import headline, summarize
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
-
-
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.strip().splitlines()
-    return line
-
-
-def page_of(folder: Path) -> str:
-    """The page alone, which is quicker than all that the command draws."""
-    study = load(folder)
-    return page.render(study, summarize(study), write.title_of(study), "the command", None)
-
-
-def change_rows(path: Path, change) -> None:
-    """Rewrite a run file."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
-
-
-def last_losses(folder: Path, method: str) -> list[float]:
-    return [runfile.read(path).rows[-1]["train_loss"] for path in sorted(folder.glob(f"best/*/{method}.jsonl"))]
 
 
 def test_the_numbers_are_those_of_the_files(finished_study: Path):
@@ -304,195 +266,6 @@ def test_a_method_whose_library_is_missing(study: Path, monkeypatch: pytest.Monk
     (study / "study.json").write_text(json.dumps(info))
     monkeypatch.setattr(Library, "missing", property(lambda self: self.module == "pytorch_optimizer"))
     assert summarize(load(study)).absent == {"SOAP": "not installed: pip install pytorch_optimizer"}
-
-
-@pytest.mark.parametrize(("key", "value"), [("protocol", 7), ("data", "mnist"), ("activation", "relu")])
-def test_what_does_not_belong_together_is_refused_by_name(study: Path, key: str, value: object):
-    file = study / "best" / "2" / "adam.jsonl"
-    change_rows(file, lambda rows: [{**rows[0], key: value}, *rows[1:]])
-    line = refused("report", study)
-    assert f"results of different {key} do not go into one report" in line
-    assert f"{value} in {file}" in line
-    assert not (study / "report").exists()
-
-
-def test_the_same_run_twice_is_refused(study: Path):
-    shutil.copy(study / "best" / "1" / "adam.jsonl", study / "best" / "2" / "adam.jsonl")
-    assert "are the same run" in refused("report", study)
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        ("{half a", "Expecting property name"),
-        ('{"method": "adam"}', "expected an object with"),
-        ('["a list"]', "expected an object with"),
-        ({"state": "lost"}, "state should be one of"),
-        ({"lr": "high"}, "lr should be a positive number"),
-        ({"train_loss": None}, "a finished trial should have a train_loss"),
-        ({"train_loss": float("nan")}, "train_loss should be a number or null"),
-        ({"params": 3}, "params should be an object"),
-    ],
-)
-def test_a_damaged_trial_is_named_by_file_and_line(study: Path, damage: object, reason: str):
-    path = study / "trials.jsonl"
-    lines = path.read_text().splitlines()
-    lines[2] = damage if isinstance(damage, str) else json.dumps({**json.loads(lines[2]), **damage})
-    path.write_text("\n".join(lines) + "\n")
-    line = refused("report", study)
-    assert f"{path}, line 3 is damaged ({reason}" in line
-
-
-def test_other_damage_is_named(study: Path, tmp_path: Path):
-    other = tmp_path / "second-order.json"
-    other.write_text('{"points": []}')
-    assert f"{other} is no file of" in refused("report", study, "--second-order", other)
-    (study / "best" / "1" / "adam.reconstructions.png").write_bytes(b"none")
-    assert "adam.reconstructions.png is damaged" in refused("report", study)
-    (study / "study.json").write_text("{")
-    assert "study.json is damaged" in refused("report", study)
-    assert "is not a folder" in refused("report", tmp_path / "nothing")
-    (tmp_path / "empty").mkdir()
-    assert "holds no runs" in refused("report", tmp_path / "empty")
-    (tmp_path / "empty" / "study.json").write_text("{}")
-    assert "holds no finished trial" in refused("report", tmp_path / "empty")
-
-
-def test_missing_libraries_say_what_to_install(study: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Library, "missing", property(lambda self: self.module in ("plotly", "tensorboard")))
-    assert refused("report", study).endswith("not installed: pip install plotly")
-    assert refused("export", study).endswith("not installed: pip install tensorboard")
-    assert not (study / "report").exists()
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from locobench import runfile
-from locobench.report import write
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-runfile.os.replace = die
-write.write(Path(sys.argv[1]))
-"""
-
-
-def test_kill_9_leaves_the_page_of_before(study: Path):
-    out = study / "report"
-    out.mkdir()
-    (out / "report.html").write_text("the page of before")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(study)], timeout=120, env=os.environ)
-    assert killed.returncode == -signal.SIGKILL
-    assert (out / "report.html").read_text() == "the page of before"
-    assert page_of(study).rstrip().endswith("</html>")
-
-
-def test_one_report_of_a_folder_at_a_time(study: Path):
-    (study / "report").mkdir(exist_ok=True)
-    with runfile.locked(study / "report"):
-        assert "another process is writing to" in refused("report", study)
-    run("report", study)
-
-
-def test_old_runs_without_reconstructions(study: Path):
-    for file in study.rglob("*.reconstructions.png"):
-        assert file.stat().st_size < 8000
-        file.unlink()
-    assert 'id="images"' not in page_of(study)
-
-
-def test_reconstructions_are_what_the_model_makes(tmp_path: Path):
-    images = torch.rand(12, 6)
-    path = tmp_path / "a.png"
-    reconstructions.save(torch.nn.Identity(), images, (2, 3), path)
-    with Image.open(path) as image:
-        assert image.size == (30, 4)
-        pixels = list(image.tobytes())
-    second = [pixels[row * 30 + 3 + column] for row in range(4) for column in range(3)]
-    assert second[:6] == [round(255 * v) for v in images[1].tolist()]
-    assert second[6:] == [round(255 * v) for v in images[1].sigmoid().tolist()]
-    assert reconstructions.read(tmp_path / "none.png") is None
-
-
-def test_the_local_losses_are_the_librarys():
-    table = local_losses.table()
-    at, target = table["predictions"].index(-1.0), table["targets"].index(1.5)
-    # For relu F(a) = max(a, 0)²/2: D = F(-1) - F(1.5) - 1.5 · (-1 - 1.5).
-    assert table["transfers"]["relu"]["matching"][target][at] == pytest.approx(-(1.5**2) / 2 + 1.5 * 2.5)
-    zero = table["predictions"].index(1.5)
-    for name in local_losses.TRANSFERS:
-        matching = table["transfers"][name]["matching"][target]
-        assert matching[zero] == pytest.approx(0, abs=1e-9)
-        assert min(matching) >= -1e-9
-    assert table["squared"][target][at] == pytest.approx(2.5**2 / 2)
-
-
-def test_the_second_order_figure():
-    content = second_order.read(RESULTS / "second-order.json")
-    assert second_order.views(content)[-1] == "120 training steps, damping 0.1"
-    figure = second_order.figure(content, "foof")
-    layers = content["points"][1]["layers"]
-    mean = sum(layer["dampings"][0]["updates"]["squared plain"]["foof"][-1] for layer in layers) / len(layers)
-    shown = [trace for trace in figure.data if trace.visible]
-    assert shown[0].y[-1] == pytest.approx(mean)
-    assert {trace.meta["view"] for trace in shown} == {"120 training steps, damping 1"}
-
-
-@pytest.mark.parametrize(("low", "high", "least"), [(50, 300, 6), (55, 500, 6), (95, 110, 2), (0.5, 9000, 4)])
-def test_ticks_of_log_axes(low: float, high: float, least: int):
-    ticks = log_ticks(low, high)
-    assert least <= len(ticks) <= 14
-    assert all(0.8 * low <= tick <= 1.25 * high for tick in ticks)
-
-
-def test_trials_that_end_high_do_not_flatten_the_plot():
-    study = load(RESULTS / "curves-search")
-    worse = [*study.trials, replace(study.trials[0], train_loss=1e6, lr=9.0)]
-    assert ceiling(worse) == ceiling(study.trials)
-    traces = charts.sensitivity(worse).data
-    assert max(max(trace.y) for trace in traces) == ceiling(worse)
-    high = next(trace for trace in traces if 9.0 in trace.x)
-    at = high.x.index(9.0)
-    assert high.marker.symbol[at] == "arrow-up"
-    assert high.customdata[at][1] == "1000000.00", "pointing at it tells the true loss"
-
-
-@pytest.mark.parametrize(
-    ("own", "other", "said"),
-    [
-        (Mean(50.0, 0.3), Mean(53.0, 0.5), "below"),
-        (Mean(53.0, 0.5), Mean(50.0, 0.3), "above"),
-        (Mean(50.0, 0.3), Mean(50.4, 0.5), "within the spread of seeds of"),
-        (Mean(50.0, None), Mean(50.4, 0.5), "below"),
-    ],
-)
-def test_a_difference_within_the_spread_is_no_win(study: Path, own: Mean, other: Mean, said: str):
-    loaded = load(study)
-    whole = summarize(loaded)
-
-    def put(line: Line, mean: Mean) -> Line:
-        return replace(line, curve=replace(line.curve, train=[mean]))
-
-    ours, rival = put(whole.line("locoprop-m"), own), put(whole.line("adam"), other)
-    text = headline(loaded, replace(whole, lines=[ours, rival], best_first_order=rival))[0]
-    assert (
-        f"LocoProp-M is at a train loss of {own.text}, {said} the best first-order method, Adam, at {other.text}"
-        in text
-    )
-
-
-def test_who_is_there_earlier_is_named():
-    """A time to a loss alone would flatter: others may take less."""
-    study = load(RESULTS / "curves", RESULTS / "speed.json")
-    summary = summarize(study)
-    muon, ours = summary.line("muon"), summary.best("LocoProp")
-    assert muon.to_first_order < ours.to_first_order
-    assert f"× RMSProp's time (Muon in {muon.to_first_order:.2f})" in " ".join(headline(study, summary))
-
-
-def test_settings_are_short():
-    config = {"lr": 3.1234e-4, "params": {"beta1": 0.95, "steps": 5, "eps": 1e-8}}
-    assert settings_text(config) == "lr 3.12e-4, beta1 0.95, steps 5, eps 1e-8"
 
 
 MARKED = "# title\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nthe rest\n"

@@ -9,122 +9,21 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from optuna.trial import TrialState
-from rich.console import Console
+from searches import TINY, exported, results, search, subprocess_of
 from test_runs import some_images
-from typer.testing import CliRunner
 
-from locobench import curves, ledger, proposals, runfile, study, tune, tune_table, tuned
-from locobench.cli import app
+from locobench import ledger, proposals, runfile, study, tune, tune_table
 from locobench.errors import BenchError
 from locobench.ledger import Ledger
-from locobench.libraries import Library
 from locobench.methods import METHODS, find_all
-from locobench.plain_errors import plain_errors
 from locobench.runfile import Row
 from locobench.study import Study, open_study
-from locobench.tuning import Search, method_rounds
-
-TINY = {"data": "curves", "epochs": 2, "trials": 4, "batch_size": 25, "train_size": 50, "threads": 1}
-
-
-class Log:
-    """Notes what happens, and may kill the process in an epoch of a trial."""
-
-    def __init__(self, kill: tuple[str, int, int] | None = None, file: Path | None = None) -> None:
-        self.began: list[tuple[str, int]] = []
-        self.fresh: list[tuple[str, int, int]] = []
-        self.kill, self.file = kill, file
-
-    def on_trial(self, method: str, number: int) -> None:
-        self.began.append((method, number))
-        if self.file is not None:
-            self.file.write_text(json.dumps(self.began))
-
-    def on_step(self, loss: float) -> None:
-        pass
-
-    def on_epoch(self, row: Row, fresh: bool) -> None:
-        epoch = (*self.began[-1], row["epoch"])
-        if fresh:
-            self.fresh.append(epoch)
-        if epoch == self.kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def on_end(self, method: str, number: int) -> None:
-        pass
-
-    def on_wait(self) -> None:
-        pass
-
-
-def search(folder: Path, methods: str, log: Log | None = None, widen: int = 0, **wanted: Any) -> Log:
-    log = log or Log()
-    open_study(folder, {**TINY, **wanted}, None)
-    Search(folder, find_all(methods), some_images(), widen, log).run()
-    return log
-
-
-def results(folder: Path) -> dict[tuple[str, int], list[Any]]:
-    """Of every trial's run file, what does not depend on the clock."""
-    return {
-        (path.parent.name, int(path.stem)): [
-            run.config["lr"],
-            run.config["params"],
-            [(row["epoch"], row["train_loss"], row["test_loss"]) for row in run.rows],
-        ]
-        for path in sorted(folder.glob("trials/*/*.jsonl"))
-        for run in [runfile.read(path)]
-    }
-
-
-def exported(folder: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
-    for row in rows:
-        row.pop("seconds")
-    return sorted(rows, key=lambda row: (row["method"], row["trial"]))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    search(folder, "sgd,adam")
-    return folder
-
-
-def subprocess_of(folder: Path, *arguments: object, stderr: int | None = None) -> "subprocess.Popen[bytes]":
-    program = "import sys; sys.path.insert(0, sys.argv[1]); import test_tune; test_tune.child(*sys.argv[2:])"
-    command = [sys.executable, "-W", "ignore", "-c", program, Path(__file__).parent, folder, *arguments]
-    return subprocess.Popen([str(part) for part in command], stderr=stderr)
-
-
-def child(folder: str, what: str, *more: str) -> None:
-    """What a test's other process does."""
-    curves.TRAIN_IMAGES, curves.TEST_IMAGES = 60, 20
-    if what == "compare":
-        from locobench import compare
-
-        compare._Display.on_epoch = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-        tuned.compare_tuned(Path(folder), [1, 2], None, Console(quiet=True))
-    if what == "full":
-        import resource
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(more[0]), resource.RLIM_INFINITY))
-        try:
-            with plain_errors(resumable=True):
-                search(Path(folder), "sgd,adam")
-        except typer.Exit as ended:
-            os._exit(ended.exit_code)
-    kill = (more[0], int(more[1]), int(more[2])) if what == "kill" else None
-    search(Path(folder), "sgd,adam", Log(kill, Path(folder) / "began.json"))
+from locobench.tuning import method_rounds
 
 
 def test_files_of_a_search(whole: Path):
@@ -362,130 +261,3 @@ def test_rounds():
     again = Study(Path(), {**described.content, "widened": {"sgd": [entry]}})
     assert [one.start for one in method_rounds(again, "sgd")] == [0, 6, 9, 12, 18, 21]
     assert again.total("sgd") == 24
-
-
-@pytest.fixture
-def quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr(curves, "TRAIN_IMAGES", 60)
-    monkeypatch.setattr(curves, "TEST_IMAGES", 20)
-
-
-def command(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.mark.usefixtures("quick_curves")
-def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    nowhere = Library("no_such_module", "pip install no-such-module")
-    monkeypatch.setitem(METHODS, "soap", replace(METHODS["soap"], library=nowhere))
-    options = ["--data", "curves", "--epochs", 2, "--trials", 2, "--batch-size", 25, "--train-size", 50, "--threads", 1]
-    result = command("tune", *options, "--methods", "sgd,soap,adam", "--out", tmp_path)
-    assert result.exit_code == 0, result.output
-    assert "not installed: pip install no-such-module" in result.stdout
-    assert "Adam: trial 0 (lr 0.01, beta1 0.9, beta2 0.999) finished, train loss" in result.stdout
-    assert len(exported(tmp_path)) == 4
-    losses = {row["method"]: inf for row in exported(tmp_path)}
-    best = {}
-    for row in exported(tmp_path):
-        if row["train_loss"] < losses[row["method"]]:
-            losses[row["method"]], best[row["method"]] = row["train_loss"], row
-
-    again = command("tune", "--out", tmp_path)
-    assert again.exit_code == 0, again.output
-    assert study.methods_of(tmp_path) == ["sgd", "adam"], "it goes on with its own methods"
-    assert len(exported(tmp_path)) == 4, "which have had their trials"
-
-    assert subprocess_of(tmp_path, "compare").wait(timeout=120) == -signal.SIGKILL
-    (killed,) = tmp_path.glob("best/*/*.jsonl")
-    before = runfile.read(killed).rows
-    assert [row["epoch"] for row in before] == [1]
-    result = command("compare", "--tuned", tmp_path, "--seeds", "1,2")
-    assert result.exit_code == 0, result.output
-    assert "±" in result.stdout
-    assert runfile.read(killed).rows[0] == before[0], "what was done is kept"
-    for seed in (1, 2):
-        for name, row in best.items():
-            run = runfile.read(tmp_path / "best" / str(seed) / f"{name}.jsonl")
-            assert run.finished
-            assert (run.config["seed"], run.config["lr"], run.config["params"]) == (seed, row["lr"], row["params"])
-    assert sorted(path.name for path in tmp_path.glob("best/1/*.jsonl")) == ["adam.jsonl", "sgd.jsonl"]
-
-    files = {path: path.read_bytes() for path in tmp_path.glob("best/*/*.jsonl")}
-    assert command("compare", "--tuned", tmp_path, "--seeds", "1,2").exit_code == 0
-    assert files == {path: path.read_bytes() for path in files}, "nothing is repeated"
-
-    better = {**best["sgd"], "lr": 0.5, "train_loss": 0.0, "seconds": 1.0}
-    with (tmp_path / "trials.jsonl").open("a") as file:
-        file.write(json.dumps(better) + "\n")
-    refused = command("compare", "--tuned", tmp_path, "--seeds", "2,3")
-    assert refused.exit_code == 2
-    paths = " ".join(str(tmp_path / "best" / str(seed) / "sgd.jsonl") for seed in (1, 2))
-    assert f"better settings since these runs; take them away, then the same command makes them anew: {paths}" in (
-        refused.stderr
-    )
-    assert files == {path: path.read_bytes() for path in tmp_path.glob("best/*/*.jsonl")}
-
-    for arguments, message in [
-        (["--seeds", "0,1"], "--seeds must be at least 1"),
-        (["--epochs", 3, "--lr", "sgd=1"], "--epochs, --lr cannot be given with --tuned"),
-        (["--methods", "muon"], "has no finished trial of muon; there are: "),
-    ]:
-        refused = command("compare", "--tuned", tmp_path, *arguments)
-        assert refused.exit_code == 2
-        assert message in refused.stderr
-    lines = (tmp_path / "trials.jsonl").read_text().splitlines()
-    (tmp_path / "trials.jsonl").write_text("\n".join([*lines[:2], "{half"]))
-    assert "trials.jsonl, line 3 is damaged" in command("compare", "--tuned", tmp_path).stderr
-    (tmp_path / "trials.jsonl").unlink()
-    assert "has no finished trial yet" in command("compare", "--tuned", tmp_path).stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--trials", 0], "--trials must be at least 1, got 0"),
-        (["--epochs", 0], "--epochs must be at least 1, got 0"),
-        (["--workers", 0], "--workers must be at least 1, got 0"),
-        (["--widen", -1], "--widen must be at least 0, got -1"),
-        (["--methods", "adm"], "did you mean 'adam'?"),
-        (["--device", "toaster"], "toaster"),
-    ],
-)
-def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[object], message: str):
-    result = command("tune", "--out", tmp_path / "out", *arguments)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out" / "study.json").exists()
-
-
-@pytest.mark.parametrize(("key", "value"), [("spaces", 3), ("widened", []), ("trials", "x"), ("epochs", None)])
-def test_a_damaged_description_is_named(whole: Path, tmp_path: Path, key: str, value: object):
-    content = json.loads((whole / "study.json").read_text())
-    (tmp_path / "study.json").write_text(json.dumps({**content, key: value}))
-    for arguments in (["tune", "--out"], ["compare", "--tuned"]):
-        refused = command(*arguments, tmp_path)
-        assert refused.exit_code == 2
-        assert f"study.json is damaged ({key} is {value!r})" in refused.stderr
-
-
-def test_a_library_that_is_broken_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "broken_module.py").write_text("raise ImportError('cannot import name x from torch')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert Library("broken_module", "pip install it").missing
-
-
-def test_fresh_seeds_without_the_libraries_of_the_search(whole: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in [name for name in sys.modules if name.startswith(("locobench.tuned", "locobench.study", "filelock"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "filelock", None)
-    refused = command("compare", "--tuned", whole)
-    assert refused.exit_code == 2
-    assert "--tuned needs filelock: pip install" in refused.stderr
-
-
-def test_tune_needs_a_folder_that_it_can_write_to(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    assert "cannot write to --out" in command("tune", "--out", tmp_path / "file").stderr
-    assert "holds no study" in command("compare", "--tuned", tmp_path).stderr

@@ -1,0 +1,118 @@
+"""The parts of a report: pictures, figures of the theory, axes, and what its sentences claim."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from reports import page_of
+
+from locobench import reconstructions
+from locobench.report import charts, local_losses, second_order
+from locobench.report.study import ceiling, load
+from locobench.report.summary import Line, Mean, headline, settings_text, summarize
+from locobench.report.ticks import log_ticks
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
+
+
+def test_old_runs_without_reconstructions(study: Path):
+    for file in study.rglob("*.reconstructions.png"):
+        assert file.stat().st_size < 8000
+        file.unlink()
+    assert 'id="images"' not in page_of(study)
+
+
+def test_reconstructions_are_what_the_model_makes(tmp_path: Path):
+    images = torch.rand(12, 6)
+    path = tmp_path / "a.png"
+    reconstructions.save(torch.nn.Identity(), images, (2, 3), path)
+    with Image.open(path) as image:
+        assert image.size == (30, 4)
+        pixels = list(image.tobytes())
+    second = [pixels[row * 30 + 3 + column] for row in range(4) for column in range(3)]
+    assert second[:6] == [round(255 * v) for v in images[1].tolist()]
+    assert second[6:] == [round(255 * v) for v in images[1].sigmoid().tolist()]
+    assert reconstructions.read(tmp_path / "none.png") is None
+
+
+def test_the_local_losses_are_the_librarys():
+    table = local_losses.table()
+    at, target = table["predictions"].index(-1.0), table["targets"].index(1.5)
+    # For relu F(a) = max(a, 0)²/2: D = F(-1) - F(1.5) - 1.5 · (-1 - 1.5).
+    assert table["transfers"]["relu"]["matching"][target][at] == pytest.approx(-(1.5**2) / 2 + 1.5 * 2.5)
+    zero = table["predictions"].index(1.5)
+    for name in local_losses.TRANSFERS:
+        matching = table["transfers"][name]["matching"][target]
+        assert matching[zero] == pytest.approx(0, abs=1e-9)
+        assert min(matching) >= -1e-9
+    assert table["squared"][target][at] == pytest.approx(2.5**2 / 2)
+
+
+def test_the_second_order_figure():
+    content = second_order.read(RESULTS / "second-order.json")
+    assert second_order.views(content)[-1] == "120 training steps, damping 0.1"
+    figure = second_order.figure(content, "foof")
+    layers = content["points"][1]["layers"]
+    mean = sum(layer["dampings"][0]["updates"]["squared plain"]["foof"][-1] for layer in layers) / len(layers)
+    shown = [trace for trace in figure.data if trace.visible]
+    assert shown[0].y[-1] == pytest.approx(mean)
+    assert {trace.meta["view"] for trace in shown} == {"120 training steps, damping 1"}
+
+
+@pytest.mark.parametrize(("low", "high", "least"), [(50, 300, 6), (55, 500, 6), (95, 110, 2), (0.5, 9000, 4)])
+def test_ticks_of_log_axes(low: float, high: float, least: int):
+    ticks = log_ticks(low, high)
+    assert least <= len(ticks) <= 14
+    assert all(0.8 * low <= tick <= 1.25 * high for tick in ticks)
+
+
+def test_trials_that_end_high_do_not_flatten_the_plot():
+    study = load(RESULTS / "curves-search")
+    worse = [*study.trials, replace(study.trials[0], train_loss=1e6, lr=9.0)]
+    assert ceiling(worse) == ceiling(study.trials)
+    traces = charts.sensitivity(worse).data
+    assert max(max(trace.y) for trace in traces) == ceiling(worse)
+    high = next(trace for trace in traces if 9.0 in trace.x)
+    at = high.x.index(9.0)
+    assert high.marker.symbol[at] == "arrow-up"
+    assert high.customdata[at][1] == "1000000.00", "pointing at it tells the true loss"
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "said"),
+    [
+        (Mean(50.0, 0.3), Mean(53.0, 0.5), "below"),
+        (Mean(53.0, 0.5), Mean(50.0, 0.3), "above"),
+        (Mean(50.0, 0.3), Mean(50.4, 0.5), "within the spread of seeds of"),
+        (Mean(50.0, None), Mean(50.4, 0.5), "below"),
+    ],
+)
+def test_a_difference_within_the_spread_is_no_win(study: Path, own: Mean, other: Mean, said: str):
+    loaded = load(study)
+    whole = summarize(loaded)
+
+    def put(line: Line, mean: Mean) -> Line:
+        return replace(line, curve=replace(line.curve, train=[mean]))
+
+    ours, rival = put(whole.line("locoprop-m"), own), put(whole.line("adam"), other)
+    text = headline(loaded, replace(whole, lines=[ours, rival], best_first_order=rival))[0]
+    assert (
+        f"LocoProp-M is at a train loss of {own.text}, {said} the best first-order method, Adam, at {other.text}"
+        in text
+    )
+
+
+def test_who_is_there_earlier_is_named():
+    """A time to a loss alone would flatter: others may take less."""
+    study = load(RESULTS / "curves", RESULTS / "speed.json")
+    summary = summarize(study)
+    muon, ours = summary.line("muon"), summary.best("LocoProp")
+    assert muon.to_first_order < ours.to_first_order
+    assert f"× RMSProp's time (Muon in {muon.to_first_order:.2f})" in " ".join(headline(study, summary))
+
+
+def test_settings_are_short():
+    config = {"lr": 3.1234e-4, "params": {"beta1": 0.95, "steps": 5, "eps": 1e-8}}
+    assert settings_text(config) == "lr 3.12e-4, beta1 0.95, steps 5, eps 1e-8"
