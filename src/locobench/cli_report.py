@@ -34,7 +34,7 @@ def report(
         bool,
         typer.Option(
             "--readme",
-            help="Also rewrite the block between <!-- results:begin --> and <!-- results:end --> in ./README.md. "
+            help="Also rewrite the block between the comments results:begin and results:end in ./README.md. "
             "Without DIR: from the folders that the block names.",
         ),
     ] = False,
