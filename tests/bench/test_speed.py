@@ -67,8 +67,8 @@ def test_shampoos_preconditioners_are_counted():
         optimizer.zero_grad()
         model(torch.ones(2, 40)).sum().backward()
         optimizer.step()
-    # for each side statistics and preconditioner; a momentum and that of the grafted optimizer
-    assert state_bytes(optimizer) == 4 * (2 * (40 * 40 + 30 * 30) + 2 * 40 * 30)
+    # for each side statistics and preconditioner; a momentum, and that and the average of the RMSProp it is grafted to
+    assert state_bytes(optimizer) == 4 * (2 * (40 * 40 + 30 * 30) + 3 * 40 * 30)
 
 
 def test_the_ratio_is_taken_round_by_round():

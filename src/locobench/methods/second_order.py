@@ -26,13 +26,17 @@ def _soap(model: nn.Module, lr: float, beta1: float = 0.95, beta2: float = 0.95)
     return made
 
 
-def _shampoo(model: nn.Module, lr: float, beta1: float = 0.9, beta2: float = 0.999) -> Optimizer:
+_RMSPROP_GRAFTING = 3  # as in the library's LayerWiseGrafting
+
+
+def _shampoo(model: nn.Module, lr: float, beta1: float = 0.9, beta2: float = 0.99) -> Optimizer:
     made: Optimizer = PYTORCH_OPTIMIZER.load().ScalableShampoo(
         model.parameters(),
         lr=lr,
         betas=(beta1, beta2),
         start_preconditioning_step=5,
         preconditioning_compute_steps=10,
+        graft_type=_RMSPROP_GRAFTING,  # with SGD's, the default, it does not get going on the deep autoencoder
     )
     return made
 
@@ -60,11 +64,11 @@ SECOND_ORDER = [
         "shampoo",
         "Shampoo",
         _shampoo,
-        lr=1e-3,
+        lr=2e-4,
         cost=3.0,
         period=10,
         library=PYTORCH_OPTIMIZER,
-        note="pytorch_optimizer's ScalableShampoo; betas 0.9 and 0.999, starts after 5 steps, preconditioners every 10",
+        note="pytorch_optimizer's ScalableShampoo grafted to RMSProp; betas 0.9 and 0.99, preconditioners every 10",
     ),
     Method(
         "kfac",
