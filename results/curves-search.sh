@@ -23,7 +23,7 @@ trials() {
   trials kfac 3e-2 1e-1 3e-1 1
   trials muon 1e-2 3e-2 1e-1 3e-1 1
   trials soap 3e-3 1e-2 3e-2
-  trials shampoo 3e-3 1e-2 3e-2
+  trials shampoo 3e-5 1e-4 3e-4 1e-3
   trials locoprop-spectral 1e-1 3e-1
 } | xargs -P 2 -L 1 bash -c \
   '"$LOCOBENCH" compare --methods "$0" --lr "$0=$1" --threads 1 --out "results/curves-search/$0/$1" >/dev/null'
