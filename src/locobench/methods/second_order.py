@@ -36,7 +36,7 @@ def _shampoo(model: nn.Module, lr: float, beta1: float = 0.9, beta2: float = 0.9
         betas=(beta1, beta2),
         start_preconditioning_step=5,
         preconditioning_compute_steps=10,
-        graft_type=_RMSPROP_GRAFTING,  # with SGD's, the default, it does not get going on the deep autoencoder
+        graft_type=_RMSPROP_GRAFTING,  # the norm of each step; by default SGD's
     )
     return made
 
