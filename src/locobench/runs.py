@@ -8,6 +8,7 @@ import torch
 from locobench import reconstructions
 from locobench.data import Images
 from locobench.errors import BenchError
+from locobench.methods import Method
 from locobench.provenance import also, commit, today
 from locobench.runfile import Row, RunFile, read, write_atomically
 from locobench.settings import Settings, machine, versions
@@ -69,6 +70,26 @@ def carry_out(
         _report(run.rows, watcher)
     run.checkpoint.unlink(missing_ok=True)
     return run
+
+
+def refuse_other_version(run: RunFile, method: Method) -> None:
+    """Raise where a method is not what it was when this run was made: hyperparameters that nobody chooses differ.
+
+    What one of the two does not mention is not compared.
+
+    Raises:
+        BenchError: Names the file, the differences and the commit that wrote it.
+    """
+    then = run.config.get("optimizer", {})
+    now = method.options(run.config["lr"], run.config["params"])
+    differing = [
+        f"{key} was {then[key]!r}, is {value!r}" for key, value in now.items() if key in then and then[key] != value
+    ]
+    if differing:
+        raise BenchError(
+            f"{run.path} was made with another {method.name} ({'; '.join(differing)}): runs of both do not mix. Go on "
+            f"with the version that made it (commit {run.config.get('commit')}), or choose another folder"
+        )
 
 
 def _path(settings: Settings, folder: Path, name: str | None) -> Path:

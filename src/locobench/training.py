@@ -3,7 +3,6 @@
 import contextlib
 import re
 from collections.abc import Callable
-from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +14,7 @@ from locobench import problems
 from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.methods import Method, find
+from locobench.methods.method import described
 from locobench.settings import Settings, use_device
 from locobench.stepping import close, evaluating, synchronize, take_step
 
@@ -117,15 +117,7 @@ class Training:
 
     def options(self) -> dict[str, Any]:
         """The optimizer's class and everything it was set to, as JSON values."""
-        found = {"class": type(self.optimizer).__name__, **self.optimizer.defaults}
-        for part in ("loss", "solver", "regularizer"):
-            if hasattr(self.optimizer, part):
-                found[part] = repr(getattr(self.optimizer, part))
-        return {
-            key: list(value) if isinstance(value, tuple) else str(value) if value == inf else value
-            for key, value in found.items()
-            if value is None or isinstance(value, str | int | float | bool | tuple)
-        }
+        return described(self.optimizer)
 
     def close(self) -> None:
         """Let go of the model, where the optimizer holds on to it."""

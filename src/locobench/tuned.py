@@ -15,7 +15,7 @@ from locobench.errors import BenchError
 from locobench.methods import find, find_all
 from locobench.methods.method import written
 from locobench.runfile import RunFile, read
-from locobench.runs import open_run
+from locobench.runs import open_run, refuse_other_version
 from locobench.settings import Settings
 from locobench.study import Study
 from locobench.trials import Trial, best_trial, read_trials
@@ -65,6 +65,9 @@ def compare_tuned(folder: Path, seeds: Sequence[int], methods: str | None, conso
         if found[name].trials < found[name].total:
             line = f"{find(name).label}: best of {found[name].trials} of {found[name].total} trials so far"
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for name in present:
+        if found[name].trial.file.exists():
+            refuse_other_version(read(found[name].trial.file), find(name))
     plan = {seed: [_settings(study, found[name], seed) for name in present] for seed in seeds}
     _refuse_earlier_bests(plan, folder / "best")
     for seed, all_settings in plan.items():  # what is wrong with any is found before the first begins

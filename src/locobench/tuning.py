@@ -16,7 +16,7 @@ from locobench.ledger import Ledger
 from locobench.methods import Method, find
 from locobench.proposals import Point
 from locobench.runfile import Row, RunFile, read
-from locobench.runs import carry_out, open_run
+from locobench.runs import carry_out, open_run, refuse_other_version
 from locobench.study import Study
 
 _POLL = 0.5  # seconds between two looks at what other processes have done
@@ -97,6 +97,8 @@ class Search:
         for method in methods:
             searched = self._study.phases(method.name)[0].whole
             method.check(method.lr, {name: method.params.get(name, 0.0) for name in searched if name != "lr"})
+            for path in sorted((folder / "trials" / method.name).glob("*.jsonl")):
+                refuse_other_version(read(path), method)
         self._ledger = Ledger(folder)
         self._images, self._widenings, self._observer = images, widenings, observer
 

@@ -391,6 +391,11 @@ class LocoProp(Optimizer):
         return self._objective.loss
 
     @property
+    def target(self) -> TargetRule:
+        """The rule for the targets of the local problems."""
+        return self._objective.target
+
+    @property
     def solver(self) -> Solver:
         """The solver of the local problems."""
         return self._solver

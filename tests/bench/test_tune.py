@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from optuna.trial import TrialState
+from rich.console import Console
 from searches import TINY, exported, results, search, subprocess_of
 from test_runs import some_images
 
-from locobench import ledger, proposals, runfile, study, tune, tune_table
+from locobench import ledger, proposals, runfile, study, tune, tune_table, tuned
 from locobench.errors import BenchError
 from locobench.ledger import Ledger
 from locobench.methods import METHODS, find_all
@@ -201,6 +203,19 @@ def test_another_problem_is_refused_by_name(whole: Path):
     with pytest.raises(BenchError, match=r"data was 'curves', is 'mnist'; epochs was 2, is 10; trials was 4, is 12"):
         open_study(whole, {}, "short")
     assert open_study(whole, {}, None).content == study.load(whole).content, "a folder needs no other options"
+
+
+def test_trials_of_a_method_that_has_changed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    search(tmp_path, "sgd,momentum", trials=1, epochs=1)
+    changed = replace(METHODS["sgd"], build=lambda model, lr: torch.optim.SGD(model.parameters(), lr, dampening=0.5))
+    monkeypatch.setitem(METHODS, "sgd", changed)
+    told = r"sgd/0000\.jsonl was made with another sgd \(dampening was 0.*, is 0\.5\).*commit .*, or choose another"
+    with pytest.raises(BenchError, match=told):
+        search(tmp_path, "sgd", trials=1, epochs=1)
+    with pytest.raises(BenchError, match=told):
+        tuned.compare_tuned(tmp_path, [1], "sgd", Console(quiet=True))
+    assert not list((tmp_path / "best").rglob("*.jsonl"))
+    assert search(tmp_path, "momentum", trials=1, epochs=1).began == [], "the others go on"
 
 
 def test_a_study_notes_under_what_it_was_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

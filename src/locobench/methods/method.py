@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from torch.optim import Optimizer
@@ -68,9 +69,30 @@ class Method:
                 raise BenchError(f"unknown hyperparameter {name!r} of {self.name}; {has}")
         if params and self.missing is None:
             try:
-                close(self.build(problems.Autoencoder(4, [3, 2], "tanh"), lr, **params))
+                self.options(lr, params)
             except (ValueError, TypeError) as error:
                 raise BenchError(f"{self.name} does not take {written(params)}: {error}") from error
+
+    def options(self, lr: float, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What its optimizer is set to with these hyperparameters: those and the ones that nobody can choose."""
+        optimizer = self.build(problems.Autoencoder(4, [3, 2], "tanh"), lr, **params)
+        try:
+            return described(optimizer)
+        finally:
+            close(optimizer)
+
+
+def described(optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's class and everything it was set to, as JSON values."""
+    found = {"class": type(optimizer).__name__, **optimizer.defaults}
+    for part in ("loss", "target", "solver", "regularizer", "outer"):
+        if hasattr(optimizer, part):
+            found[part] = repr(getattr(optimizer, part))
+    return {
+        key: list(value) if isinstance(value, tuple) else str(value) if value == inf else value
+        for key, value in found.items()
+        if value is None or isinstance(value, str | int | float | bool | tuple)
+    }
 
 
 def written(params: Mapping[str, Any]) -> str:
