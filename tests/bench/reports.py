@@ -3,26 +3,19 @@
 import json
 from pathlib import Path
 
-from typer.testing import CliRunner
+from commands import run
 
 from locobench import runfile
-from locobench.cli import app
 from locobench.report import page, write
 from locobench.report.study import load
 from locobench.report.summary import summarize
 
 
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+def shown(*arguments: object) -> str:
+    """What a command that succeeds writes, in wide lines."""
+    result = run(*arguments, COLUMNS="200")
     assert result.exit_code == 0, result.output
     return result.stdout
-
-
-def refused(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.strip().splitlines()
-    return line
 
 
 def page_of(folder: Path) -> str:

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from commands import refused, run
 
 from locobench import __version__, choices, compare, curves, data
 from locobench.choices import MAIN_METHODS, MORE_METHODS
-from locobench.cli import app
 from locobench.libraries import Library
 from locobench.methods import METHODS
 
@@ -26,19 +25,6 @@ def wide_terminal_and_quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(curves, "TRAIN_IMAGES", 300)
     monkeypatch.setattr(curves, "TEST_IMAGES", 100)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(*arguments: object) -> str:
-    """The one line that a refused command says."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("locobench: ")
-    return line
 
 
 def test_compares_all_methods_and_shows_them_again(tmp_path: Path):

@@ -1,10 +1,9 @@
 """The figure of the local losses shows what the method says of them."""
 
 import pytest
-from typer.testing import CliRunner
+from commands import run
 
 from locobench import figures
-from locobench.cli import app
 from torchloco import get_transfer
 
 
@@ -22,7 +21,7 @@ def test_zero_at_the_target_and_positive_elsewhere(name):
 
 def test_command(tmp_path):
     path = tmp_path / "deep" / "figure.png"
-    result = CliRunner().invoke(app, ["figure", "local-losses", "--transfers", "tanh, relu", "--out", str(path)])
+    result = run("figure", "local-losses", "--transfers", "tanh, relu", "--out", path)
     assert result.exit_code == 0, result.output
     assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from reports import change_rows, last_losses, page_of, refused, run
+from commands import refused
+from reports import change_rows, last_losses, page_of, shown
 
 from locobench import cli_report, runfile
 from locobench.errors import BenchError
@@ -89,7 +90,7 @@ def test_a_pause_does_not_count_as_time_to_a_loss(study: Path):
 
 
 def test_files_written(study: Path):
-    said = run("report", study)
+    said = shown("report", study)
     out = study / "report"
     names = {"report.html", "table.md", "sensitivity.png"}
     names |= {f"{name}.png" for name in ("train-epochs", "train-seconds", "train-adam-steps", "test-epochs")}
@@ -109,10 +110,10 @@ def test_files_written(study: Path):
 
 
 def test_what_an_earlier_report_drew_is_taken_away(study: Path):
-    run("report", study)
+    shown("report", study)
     assert (study / "report" / "train-adam-steps.png").exists()
     (study / "speed.json").unlink()
-    said = run("report", study)
+    said = shown("report", study)
     assert "train-adam-steps.png" not in said
     assert not (study / "report" / "train-adam-steps.png").exists()
 
@@ -210,7 +211,7 @@ def test_unfinished_and_single(study: Path):
     adam = summary.line("adam")
     assert (adam.status, adam.curve.epochs) == ("1/3", [1]), "only what all seeds have"
     assert summary.line("sgd").train.spread is None
-    run("report", study)
+    shown("report", study)
 
 
 def test_without_adam_and_without_any_first_order_method(study: Path):
@@ -248,7 +249,7 @@ def test_diverged_runs(study: Path):
         for seed in (1, 2):
             change_rows(study / "best" / str(seed) / f"{method}.jsonl", diverge)
     assert "all of them diverged" in headline(load(study), summarize(load(study)))[0]
-    run("report", study)
+    shown("report", study)
 
 
 def test_a_method_that_is_not_in_the_table_any_more(study: Path):
@@ -280,7 +281,7 @@ def test_the_block_of_the_readme(study: Path, tmp_path: Path, monkeypatch: pytes
     readme.write_text(MARKED)
     assert "names no folder yet" in refused("report", "--readme")
     assert "out of date" in refused("report", "study", "--readme", "--check")
-    assert "written: README.md" in run("report", "study", "--readme")
+    assert "written: README.md" in shown("report", "study", "--readme")
     text = readme.read_text()
     ours = summarize(load(study)).line("locoprop-m")
     assert text.startswith("# title\n\n<!-- results:begin -->\n")
@@ -288,7 +289,7 @@ def test_the_block_of_the_readme(study: Path, tmp_path: Path, monkeypatch: pytes
     assert f"| LocoProp-M | {ours.train.text} |" in text
     assert "](study/report/train-epochs.png)" in text
     assert "`locobench report study --readme`" in text
-    assert "up to date" in run("report", "--readme", "--check")
+    assert "up to date" in shown("report", "--readme", "--check")
     assert not readme_block.rewrite(readme, [Path("study")]), "nothing to change"
     assert readme.read_text() == text
     change_rows(study / "best" / "1" / "locoprop-m.jsonl", lambda rows: [*rows[:-1], {**rows[-1], "train_loss": 1.25}])
@@ -298,7 +299,7 @@ def test_the_block_of_the_readme(study: Path, tmp_path: Path, monkeypatch: pytes
 def test_this_projects_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(RESULTS.parent)
     assert cli_report.README.exists()
-    run("report", "--readme", "--check")
+    shown("report", "--readme", "--check")
 
 
 def test_arguments_that_make_no_sense(study: Path):
@@ -312,8 +313,8 @@ def test_export_for_tensorboard(finished_study: Path, tmp_path: Path):
 
     best = finished_study / "best"
     out = tmp_path / "tb"
-    said = run("export", best, "--tensorboard", out)
-    run("export", best, "--tensorboard", out)
+    said = shown("export", best, "--tensorboard", out)
+    shown("export", best, "--tensorboard", out)
     assert f"written: {out / '1' / 'adam'}" in said
     (file,) = (out / "1" / "adam").iterdir()
     events = EventAccumulator(str(file))

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from reports import change_rows, page_of, refused, run
+from commands import refused
+from reports import change_rows, page_of, shown
 
 from locobench import runfile
 from locobench.libraries import Library
@@ -100,4 +101,4 @@ def test_one_report_of_a_folder_at_a_time(study: Path):
     (study / "report").mkdir(exist_ok=True)
     with runfile.locked(study / "report"):
         assert "another process is writing to" in refused("report", study)
-    run("report", study)
+    shown("report", study)

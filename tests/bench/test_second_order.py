@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from torch import nn
 from torch.func import functional_call, jacrev
-from typer.testing import CliRunner, Result
 
 from locobench import curves, problems, resemblance
-from locobench.cli import app
 
 
 @pytest.fixture
@@ -122,10 +121,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "TRAIN_IMAGES", 60)
     monkeypatch.setattr(curves, "TEST_IMAGES", 10)
     monkeypatch.setattr(problems, "_ENCODER", ([5], [], [3]))
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.usefixtures("tiny")

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import run
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner, Result
 
 from locobench import cost_plot, methods, prices, problems, speed
-from locobench.cli import app
 from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.memory import peak_bytes, state_bytes
@@ -31,10 +30,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problems, "_ENCODER", ([12], [8], [3]))
     monkeypatch.setattr(speed, "PIXELS", 16)
     monkeypatch.setenv("COLUMNS", "200")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def measure(chosen: list[methods.Method], rounds: int = 2) -> prices.Section:

@@ -6,14 +6,12 @@ import sys
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import run
 from searches import exported, subprocess_of
-from typer.testing import CliRunner
 
 from locobench import curves, runfile, study
-from locobench.cli import app
 from locobench.libraries import Library
 from locobench.methods import METHODS
 
@@ -25,16 +23,12 @@ def quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "TEST_IMAGES", 20)
 
 
-def command(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 @pytest.mark.usefixtures("quick_curves")
 def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     nowhere = Library("no_such_module", "pip install no-such-module")
     monkeypatch.setitem(METHODS, "soap", replace(METHODS["soap"], library=nowhere))
     options = ["--data", "curves", "--epochs", 2, "--trials", 2, "--batch-size", 25, "--train-size", 50, "--threads", 1]
-    result = command("tune", *options, "--methods", "sgd,soap,adam", "--out", tmp_path)
+    result = run("tune", *options, "--methods", "sgd,soap,adam", "--out", tmp_path)
     assert result.exit_code == 0, result.output
     assert "not installed: pip install no-such-module" in result.stdout
     assert "Adam: trial 0 (lr 0.01, beta1 0.9, beta2 0.999) finished, train loss" in result.stdout
@@ -45,7 +39,7 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
         if row["train_loss"] < losses[row["method"]]:
             losses[row["method"]], best[row["method"]] = row["train_loss"], row
 
-    again = command("tune", "--out", tmp_path)
+    again = run("tune", "--out", tmp_path)
     assert again.exit_code == 0, again.output
     assert study.methods_of(tmp_path) == ["sgd", "adam"], "it goes on with its own methods"
     assert len(exported(tmp_path)) == 4, "which have had their trials"
@@ -54,25 +48,29 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     (killed,) = tmp_path.glob("best/*/*.jsonl")
     before = runfile.read(killed).rows
     assert [row["epoch"] for row in before] == [1]
-    result = command("compare", "--tuned", tmp_path, "--seeds", "1,2")
+    result = run("compare", "--tuned", tmp_path, "--seeds", "1,2")
     assert result.exit_code == 0, result.output
     assert "±" in result.stdout
     assert runfile.read(killed).rows[0] == before[0], "what was done is kept"
     for seed in (1, 2):
         for name, row in best.items():
-            run = runfile.read(tmp_path / "best" / str(seed) / f"{name}.jsonl")
-            assert run.finished
-            assert (run.config["seed"], run.config["lr"], run.config["params"]) == (seed, row["lr"], row["params"])
+            trained = runfile.read(tmp_path / "best" / str(seed) / f"{name}.jsonl")
+            assert trained.finished
+            assert (trained.config["seed"], trained.config["lr"], trained.config["params"]) == (
+                seed,
+                row["lr"],
+                row["params"],
+            )
     assert sorted(path.name for path in tmp_path.glob("best/1/*.jsonl")) == ["adam.jsonl", "sgd.jsonl"]
 
     files = {path: path.read_bytes() for path in tmp_path.glob("best/*/*.jsonl")}
-    assert command("compare", "--tuned", tmp_path, "--seeds", "1,2").exit_code == 0
+    assert run("compare", "--tuned", tmp_path, "--seeds", "1,2").exit_code == 0
     assert files == {path: path.read_bytes() for path in files}, "nothing is repeated"
 
     better = {**best["sgd"], "lr": 0.5, "train_loss": 0.0, "seconds": 1.0}
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write(json.dumps(better) + "\n")
-    refused = command("compare", "--tuned", tmp_path, "--seeds", "2,3")
+    refused = run("compare", "--tuned", tmp_path, "--seeds", "2,3")
     assert refused.exit_code == 2
     paths = " ".join(str(tmp_path / "best" / str(seed) / "sgd.jsonl") for seed in (1, 2))
     assert f"better settings since these runs; take them away, then the same command makes them anew: {paths}" in (
@@ -85,14 +83,14 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
         (["--epochs", 3, "--lr", "sgd=1"], "--epochs, --lr cannot be given with --tuned"),
         (["--methods", "muon"], "has no finished trial of muon; there are: "),
     ]:
-        refused = command("compare", "--tuned", tmp_path, *arguments)
+        refused = run("compare", "--tuned", tmp_path, *arguments)
         assert refused.exit_code == 2
         assert message in refused.stderr
     lines = (tmp_path / "trials.jsonl").read_text().splitlines()
     (tmp_path / "trials.jsonl").write_text("\n".join([*lines[:2], "{half"]))
-    assert "trials.jsonl, line 3 is damaged" in command("compare", "--tuned", tmp_path).stderr
+    assert "trials.jsonl, line 3 is damaged" in run("compare", "--tuned", tmp_path).stderr
     (tmp_path / "trials.jsonl").unlink()
-    assert "has no finished trial yet" in command("compare", "--tuned", tmp_path).stderr
+    assert "has no finished trial yet" in run("compare", "--tuned", tmp_path).stderr
 
 
 @pytest.mark.parametrize(
@@ -107,7 +105,7 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[object], message: str):
-    result = command("tune", "--out", tmp_path / "out", *arguments)
+    result = run("tune", "--out", tmp_path / "out", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -119,7 +117,7 @@ def test_a_damaged_description_is_named(whole: Path, tmp_path: Path, key: str, v
     content = json.loads((whole / "study.json").read_text())
     (tmp_path / "study.json").write_text(json.dumps({**content, key: value}))
     for arguments in (["tune", "--out"], ["compare", "--tuned"]):
-        refused = command(*arguments, tmp_path)
+        refused = run(*arguments, tmp_path)
         assert refused.exit_code == 2
         assert f"study.json is damaged ({key} is {value!r})" in refused.stderr
 
@@ -134,12 +132,12 @@ def test_fresh_seeds_without_the_libraries_of_the_search(whole: Path, monkeypatc
     for name in [name for name in sys.modules if name.startswith(("locobench.tuned", "locobench.study", "filelock"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "filelock", None)
-    refused = command("compare", "--tuned", whole)
+    refused = run("compare", "--tuned", whole)
     assert refused.exit_code == 2
     assert "--tuned needs filelock: pip install" in refused.stderr
 
 
 def test_tune_needs_a_folder_that_it_can_write_to(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    assert "cannot write to --out" in command("tune", "--out", tmp_path / "file").stderr
-    assert "holds no study" in command("compare", "--tuned", tmp_path).stderr
+    assert "cannot write to --out" in run("tune", "--out", tmp_path / "file").stderr
+    assert "holds no study" in run("compare", "--tuned", tmp_path).stderr
