@@ -10,7 +10,8 @@ import pytest
 from commands import refused
 from reports import change_rows, last_losses, page_of, shown
 
-from locobench import cli_report, runfile
+from locobench import runfile
+from locobench.commands import report as command
 from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.report import cells, charts, facts, write
@@ -298,7 +299,7 @@ def test_the_block_of_the_readme(study: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_this_projects_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(RESULTS.parent)
-    assert cli_report.README.exists()
+    assert command.README.exists()
     shown("report", "--readme", "--check")
 
 
