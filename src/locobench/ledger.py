@@ -119,6 +119,11 @@ class Ledger:
             yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
             raise BenchError(f"{self.path} {_reason(error)}") from error
+        except KeyError as error:
+            raise BenchError(
+                f"{self.path} has lost what this process was at work on; another program deleted it. The same command "
+                "continues"
+            ) from error
 
 
 def point(trial: FrozenTrial) -> Point:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -180,6 +181,19 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             search(tmp_path, "sgd", trials=1, epochs=1)
         other.rollback()
     other.close()
+
+
+def test_a_search_deleted_from_outside_is_named(tmp_path: Path):
+    search(tmp_path, "sgd", trials=1, epochs=1)
+    book = Ledger(tmp_path)
+    (trial,) = book.trials("sgd")
+    optuna.delete_study(study_name="sgd", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    with pytest.raises(BenchError, match=r"study\.db has lost .*The same command continues"):
+        book.end(trial, TrialState.FAIL, [{"epoch": 1, "train_loss": 1.0, "test_loss": 1.0, "seconds": 1.0}])
+    with pytest.raises(BenchError, match=r"study\.db has lost .*The same command continues"):
+        book.trials("sgd")
+    book.close()
+    assert search(tmp_path, "sgd", trials=1, epochs=1).fresh == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
