@@ -1,14 +1,17 @@
 """Carrying out a run so that an interruption costs at most the epoch under way."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from locobench import reconstructions
 from locobench.data import Images
 from locobench.errors import BenchError
-from locobench.methods import Method
+from locobench.libraries import Library
+from locobench.methods import Method, find
 from locobench.provenance import also, commit, today
 from locobench.runfile import Row, RunFile, read, write_atomically
 from locobench.settings import Settings, machine, versions
@@ -144,7 +147,8 @@ def _resume(run: RunFile, training: Training) -> None:
     if not run.checkpoint.exists():
         return
     try:
-        state = torch.load(run.checkpoint, map_location=training.device, weights_only=True)
+        with safe_globals(_classes(run.checkpoint, find(training.settings.method).library)):
+            state = torch.load(run.checkpoint, map_location=training.device, weights_only=True)
         rows = state.pop("rows")
         training.load_state_dict(state)
     except Exception as error:  # torch.load fails in as many ways as there are kinds of damage
@@ -152,6 +156,15 @@ def _resume(run: RunFile, training: Training) -> None:
             f"{run.checkpoint} is damaged ({type(error).__name__}); delete it to begin this run anew"
         ) from error
     run.rows = rows
+
+
+def _classes(checkpoint: Path, library: Library | None) -> list[Any]:
+    """What a checkpoint holds of the classes of its method's own library: Shampoo keeps its state in such objects."""
+    if library is None:
+        return []
+    known = f"{library.load().__name__}."
+    names = [name for name in get_unsafe_globals_in_checkpoint(checkpoint) if name.startswith(known)]
+    return [getattr(import_module(module), name) for module, _, name in (one.rpartition(".") for one in names)]
 
 
 def _report(rows: list[Row], watcher: Watcher | None) -> None:

@@ -14,6 +14,7 @@ import torch
 from locobench import runfile, runs
 from locobench.data import Images
 from locobench.errors import BenchError
+from locobench.methods import METHODS, Method
 from locobench.runfile import Row, RunFile
 from locobench.schedules import constant, linear_decay
 from locobench.settings import Settings
@@ -62,6 +63,20 @@ class Interrupter:
 
 def losses(run: RunFile) -> list[tuple[Any, ...]]:
     return [(row["epoch"], row["train_loss"], row["test_loss"], row["lr"]) for row in run.rows]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_every_method_goes_on_from_its_checkpoint(tmp_path: Path, method: Method):
+    if method.missing is not None:
+        pytest.skip(method.missing)
+    settings = replace(SETTINGS, method=method.name, lr=method.lr / 3, epochs=3)
+    (tmp_path / "whole").mkdir()
+    whole = runs.carry_out(settings, some_images(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        runs.carry_out(settings, some_images(), tmp_path, Interrupter(3, "step"))
+    last = Interrupter(0, "never")
+    assert losses(runs.carry_out(settings, some_images(), tmp_path, last)) == losses(whole)
+    assert last.fresh == 1
 
 
 @pytest.mark.parametrize("method", ["adam", "rmsprop-tf", "locoprop-m", "locoprop-s"])
