@@ -42,6 +42,8 @@ def local_losses(names: list[str], path: Path) -> Path:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error.strerror or error}") from error
+    except ValueError as error:  # a suffix that matplotlib does not know
+        raise BenchError(f"--out must name the PNG, got {path}: {error}") from error
     return path
 
 

@@ -88,15 +88,33 @@ class Ledger:
             self._storage.set_trial_state_values(trial._trial_id, state, values)
 
     def export(self) -> None:
-        """Write trials.jsonl: a row for each trial that has ended."""
+        """Write trials.jsonl: a row for each trial that has ended.
+
+        Rows of trials that the database does not have, which may have been lost, stay while their run files are there.
+        """
         with brief_lock(self.folder, "export"):
             with self._plain_errors():
                 methods = [study.study_name for study in self._storage.get_all_studies()]
             rows = [
                 _row(method, trial) for method in methods for trial in self.trials(method) if trial.state in _STATES
             ]
+            rows += self._rows_without(rows)
             text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
             write_atomically(self.folder / "trials.jsonl", lambda file: file.write_text(text, encoding="utf-8"))
+
+    def _rows_without(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What trials.jsonl has besides these rows."""
+        known = {(row["method"], row["trial"]) for row in rows}
+        try:
+            lines = (self.folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+            earlier = [json.loads(line) for line in lines]
+            return [
+                row
+                for row in earlier
+                if (row["method"], row["trial"]) not in known and (self.folder / row["file"]).is_file()
+            ]
+        except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: made anew from the database
+            return []
 
     def _id(self, method: str) -> int:
         if method not in self._ids:

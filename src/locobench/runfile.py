@@ -84,7 +84,12 @@ def read(path: Path) -> RunFile:
 
 def is_number(value: object) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _no_constant(name: str) -> float:
@@ -98,9 +103,12 @@ def _check_config(row: Row) -> None:
     for key in ("epochs", "steps_per_epoch"):
         if not isinstance(row.get(key, 1), int) or row.get(key, 1) < 1:
             raise ValueError(f"{key} should be a whole number of at least 1, is {row[key]!r}")
-    for key in ("machine", "versions", "params"):
+    for key in ("machine", "versions", "params", "optimizer"):
         if not isinstance(row.get(key, {}), dict):
             raise ValueError(f"{key} should be an object, is {row[key]!r}")
+    for name, value in row.get("params", {}).items():
+        if not is_number(value):
+            raise ValueError(f"{name} among the params should be a number, is {value!r}")
     for key in ("lr", "initial_loss"):
         if not is_number(row.get(key, 1.0)):
             raise ValueError(f"{key} should be a number, is {row[key]!r}")
@@ -112,6 +120,10 @@ def _check_epoch(row: Row, before: RunFile) -> None:
         raise ValueError(f"epoch should be {epoch}, is {row['epoch']!r}")
     if before.finished:
         raise ValueError(f"the run ended with epoch {epoch - 1}")
+    if not isinstance(row.get("diverged", False), bool):
+        raise ValueError(f"diverged should be true or false, is {row['diverged']!r}")
+    if not is_number(row.get("lr", 1.0)):
+        raise ValueError(f"lr should be a number, is {row['lr']!r}")
     for key in ("seconds", "train_loss", "test_loss"):
         missing = key != "seconds" and row.get("diverged") and row[key] is None
         if not missing and not is_number(row[key]):

@@ -78,15 +78,23 @@ def carry_out(
 def refuse_other_version(run: RunFile, method: Method) -> None:
     """Raise where a method is not what it was when this run was made: hyperparameters that nobody chooses differ.
 
-    What one of the two does not mention is not compared.
+    What one of the two does not mention is not compared, nor what was chosen: learning rate and searched ones.
 
     Raises:
         BenchError: Names the file, the differences and the commit that wrote it.
     """
     then = run.config.get("optimizer", {})
-    now = method.options(run.config["lr"], run.config["params"])
+    chosen = {"lr", *run.config["params"]}
+    try:
+        now = method.options(run.config["lr"], run.config["params"])
+    except (ValueError, TypeError) as error:
+        raise BenchError(
+            f"{run.path}, line 1 is damaged ({method.name} does not take its lr and params: {error}); restore the file"
+        ) from error
     differing = [
-        f"{key} was {then[key]!r}, is {value!r}" for key, value in now.items() if key in then and then[key] != value
+        f"{key} was {then[key]!r}, is {value!r}"
+        for key, value in now.items()
+        if key in then and key not in chosen and then[key] != value
     ]
     if differing:
         raise BenchError(

@@ -1,7 +1,7 @@
 """A study's description, study.json: the problem that all its trials share, and the spaces that they come from."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +127,13 @@ class Study:
             return _save(self.folder, {**now.content, "widened": {**now.content["widened"], method: widenings}})
 
 
-def open_study(folder: Path, wanted: Mapping[str, Any], tier: TierName | None, workers: int = 1) -> Study:
+def open_study(
+    folder: Path,
+    wanted: Mapping[str, Any],
+    tier: TierName | None,
+    workers: int = 1,
+    check: Callable[[Study], object] | None = None,
+) -> Study:
     """The study in a folder, or a new one there.
 
     Args:
@@ -135,6 +141,7 @@ def open_study(folder: Path, wanted: Mapping[str, Any], tier: TierName | None, w
         wanted: What was asked for; None for what was not. A study that exists must have been made with the same.
         tier: Presets for what was not asked for.
         workers: Processes that will share the machine.
+        check: May refuse a new study, before it is written down.
     """
     prepare_folder(folder)
     (folder / ".locks").mkdir(exist_ok=True)
@@ -156,6 +163,8 @@ def open_study(folder: Path, wanted: Mapping[str, Any], tier: TierName | None, w
         study = Study(folder, content)
         study.settings("sgd", {"lr": 1.0})  # checks its numbers
         use_device(content["device"], content["threads"])
+        if check is not None:
+            check(study)
         content |= {**_circumstances(content["device"]), "date": today(), "spaces": {}, "widened": {}}
         return _save(folder, content)
 

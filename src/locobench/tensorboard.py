@@ -43,12 +43,16 @@ def export(sources: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def _write(run: RunFile, target: Path) -> Path:
-    """Fill a neighbour, then put it in the place of what was there."""
+    """Fill a neighbour, then put its events in the place of those that were there; nothing else is touched."""
     neighbour = target.with_name(target.name + ".part")
     shutil.rmtree(neighbour, ignore_errors=True)
     _fill(run, neighbour)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(neighbour, target)
+    target.mkdir(parents=True, exist_ok=True)
+    for earlier in target.glob("events.out.tfevents*"):
+        earlier.unlink()
+    for made in neighbour.iterdir():
+        os.replace(made, target / made.name)
+    neighbour.rmdir()
     return target
 
 

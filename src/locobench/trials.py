@@ -50,7 +50,7 @@ def read_trials(path: Path) -> list[Trial]:
             trials.append(_trial(json.loads(line), path.parent))
         except ValueError as error:
             raise BenchError(
-                f"{path}, line {number} is damaged ({error}); the next trial of `locobench tune` writes the file anew"
+                f"{path}, line {number} is damaged ({error}); `locobench tune --out {path.parent}` writes the file anew"
             ) from None
     return trials
 
@@ -72,6 +72,9 @@ def _trial(row: object, folder: Path) -> Trial:
         raise ValueError(f"lr should be a positive number, is {row['lr']!r}")
     if not isinstance(row["params"], dict):
         raise ValueError(f"params should be an object, is {row['params']!r}")
+    for name, value in row["params"].items():
+        if not is_number(value):
+            raise ValueError(f"{name} among the params should be a number, is {value!r}")
     for key in ("train_loss", "test_loss"):
         if row[key] is not None and not is_number(row[key]):
             raise ValueError(f"{key} should be a number or null, is {row[key]!r}")

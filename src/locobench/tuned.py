@@ -72,7 +72,9 @@ def compare_tuned(folder: Path, seeds: Sequence[int], methods: str | None, conso
     _refuse_earlier_bests(plan, folder / "best")
     for seed, all_settings in plan.items():  # what is wrong with any is found before the first begins
         for settings in all_settings:
-            open_run(settings, folder / "best" / str(seed))
+            earlier = open_run(settings, folder / "best" / str(seed))
+            if earlier is not None:
+                refuse_other_version(earlier, find(settings.method))
     runs: list[RunFile] = []
     for seed, all_settings in plan.items():
         console.print(f"seed {seed}", style="bold", highlight=False)

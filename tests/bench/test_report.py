@@ -308,6 +308,21 @@ def test_arguments_that_make_no_sense(study: Path):
     assert "name a folder" in refused("report")
 
 
+def test_export_touches_nothing_but_its_own_events(finished_study: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    (run, *_) = sorted((finished_study / "best" / "1").glob("*.jsonl"))
+    (tmp_path / "adam").mkdir()
+    (tmp_path / "adam" / "adam.jsonl").write_bytes(run.read_bytes())
+    (tmp_path / "adam.jsonl").write_bytes(run.read_bytes())
+    for _ in range(2):
+        shown("export", tmp_path / "adam", "--tensorboard", tmp_path)  # into the run's own folder
+    assert (tmp_path / "adam" / "adam.jsonl").exists()
+    assert len(list((tmp_path / "adam").glob("events.out.tfevents*"))) == 1
+    shown("export", tmp_path, "--tensorboard", tmp_path / "tb")  # one run's place is the parent of another's
+    assert all(list((tmp_path / "tb" / name).glob("events.out.tfevents*")) for name in ("adam", "adam/adam"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_export_for_tensorboard(finished_study: Path, tmp_path: Path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

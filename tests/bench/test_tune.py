@@ -20,7 +20,7 @@ from rich.console import Console
 from searches import TINY, exported, results, search, subprocess_of
 from test_runs import some_images
 
-from locobench import ledger, proposals, runfile, study, tune, tune_table, tuned
+from locobench import data, ledger, proposals, runfile, study, tune, tune_table, tuned
 from locobench.errors import BenchError
 from locobench.ledger import Ledger
 from locobench.methods import METHODS, find_all
@@ -183,6 +183,41 @@ def test_a_locked_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     other.close()
 
 
+def test_a_lost_database_costs_no_row_of_methods_that_are_not_tuned_now(whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "study.db").unlink()
+    (tmp_path / "trials" / "adam" / "0003.jsonl").unlink()
+    search(tmp_path, "sgd")
+    kept = [row for row in exported(whole) if (row["method"], row["trial"]) != ("adam", 3)]
+    assert exported(tmp_path) == kept, "and a row without its file is not kept"
+
+
+def test_a_new_study_that_is_refused_leaves_no_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "load", lambda _: some_images())
+    with pytest.raises(BenchError, match="--batch-size 51 is more than the 50"):
+        open_study(tmp_path, {**TINY, "batch_size": 51}, None, check=tune.load_images)
+    assert open_study(tmp_path, TINY, None, check=tune.load_images).content["batch_size"] == 25
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"optimizer": 5}, "optimizer should be an object"),
+        ({"params": {"momentum": "x"}}, "momentum among the params should be a number"),
+        ({"params": {"zz": 1.0}}, "momentum does not take its lr and params"),
+        ({"lr": -1.0}, "momentum does not take its lr and params"),
+        ({"lr": 10**400}, "lr should be a number"),
+    ],
+)
+def test_a_trial_of_impossible_settings_is_named(tmp_path: Path, change: Row, said: str):
+    search(tmp_path, "momentum", trials=1, epochs=1)
+    path = tmp_path / "trials" / "momentum" / "0000.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]))
+    with pytest.raises(BenchError, match=rf"momentum/0000\.jsonl, line 1 is damaged \({said}"):
+        search(tmp_path, "momentum", trials=1, epochs=1)
+
+
 def test_a_search_deleted_from_outside_is_named(tmp_path: Path):
     search(tmp_path, "sgd", trials=1, epochs=1)
     book = Ledger(tmp_path)
@@ -230,6 +265,16 @@ def test_trials_of_a_method_that_has_changed_are_refused(tmp_path: Path, monkeyp
         tuned.compare_tuned(tmp_path, [1], "sgd", Console(quiet=True))
     assert not list((tmp_path / "best").rglob("*.jsonl"))
     assert search(tmp_path, "momentum", trials=1, epochs=1).began == [], "the others go on"
+
+
+def test_a_run_on_a_fresh_seed_of_a_method_that_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "load", lambda _: some_images())
+    search(tmp_path, "sgd", trials=1, epochs=1)
+    tuned.compare_tuned(tmp_path, [1], None, Console(quiet=True))
+    path = tmp_path / "best" / "1" / "sgd.jsonl"
+    path.write_text(path.read_text().replace('"dampening": 0', '"dampening": 0.5'))
+    with pytest.raises(BenchError, match=r"best/1/sgd\.jsonl was made with another sgd \(dampening was 0\.5"):
+        tuned.compare_tuned(tmp_path, [1, 2], None, Console(quiet=True))
 
 
 def test_a_study_notes_under_what_it_was_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -100,6 +100,6 @@ def tune(
         absent = [method for method in chosen if method.missing is not None]
         if len(absent) == len(chosen):
             raise BenchError("; ".join(f"{method.name} is not installed: {method.missing}" for method in absent))
-        study = open_study(out, problem, tier, workers)
+        study = open_study(out, problem, tier, workers, job.load_images)
         present = [method for method in chosen if method not in absent]
         job.tune(study, present, absent, widen, workers, Console())
