@@ -61,7 +61,7 @@ def figure(
     with plain_errors():
         if (file is None) == (name == "speed"):
             raise BenchError("figure speed needs the FILE that `locobench speed` wrote; the other figures take none")
-        if path.is_dir() or not path.suffix:
+        if name == "local-losses" and (path.is_dir() or not path.suffix):
             raise BenchError(f"--out must name the PNG, got {path}")
         if file is not None:
             written = [_cost(file, path)]
