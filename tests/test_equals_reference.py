@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,7 +17,8 @@ INNER = {
     "rmsprop_tf without momentum": (ref.rmsprop_tf(momentum=0.0), FirstOrderSteps(RMSProp, momentum=0.0, epsilon=1e-5)),
     "sgd": (ref.sgd(), FirstOrderSteps(torch.optim.SGD)),
     "momentum": (ref.momentum(0.9), FirstOrderSteps(torch.optim.SGD, momentum=0.9)),
-    "adam": (ref.adam(), FirstOrderSteps(torch.optim.Adam)),
+    # Adam divides a gradient that is zero but for rounding by its own size, and so blows it up, unless epsilon is large.
+    "adam": (ref.adam(epsilon=1e-2), FirstOrderSteps(torch.optim.Adam, eps=1e-2)),
 }
 
 
@@ -43,6 +44,7 @@ def linears(model):
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("loss", ["matching", "squared"])
 @settings(max_examples=8, deadline=None)
+@example([4, 5, 1, 5], 6, True, "relu", "sigmoid", 0.0, "linear", 1, 181)  # gradients of rounding size
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     rows=st.integers(1, 8),

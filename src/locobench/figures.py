@@ -23,6 +23,8 @@ def local_losses(names: list[str], path: Path) -> Path:
     Raises:
         BenchError: An unknown transfer, one without a matching loss of a single unit, or a path that cannot be written.
     """
+    if path.is_dir() or not path.suffix:
+        raise BenchError(f"--out must name the PNG, got {path}")
     transfers = [_transfer(name) for name in names]
     figure = Figure(figsize=(3.6 * (len(names) + 1), 3.6), layout="constrained")
     FigureCanvasAgg(figure)

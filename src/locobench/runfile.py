@@ -92,6 +92,15 @@ def is_number(value: object) -> bool:
         return False
 
 
+def check_params(params: object) -> None:
+    """Raise a ValueError unless these are hyperparameters by name."""
+    if not isinstance(params, dict):
+        raise ValueError(f"params should be an object, is {params!r}")
+    for name, value in params.items():
+        if not is_number(value):
+            raise ValueError(f"{name} among the params should be a number, is {value!r}")
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of a run file")
 
@@ -103,12 +112,10 @@ def _check_config(row: Row) -> None:
     for key in ("epochs", "steps_per_epoch"):
         if not isinstance(row.get(key, 1), int) or row.get(key, 1) < 1:
             raise ValueError(f"{key} should be a whole number of at least 1, is {row[key]!r}")
-    for key in ("machine", "versions", "params", "optimizer"):
+    check_params(row.get("params", {}))
+    for key in ("machine", "versions", "optimizer"):
         if not isinstance(row.get(key, {}), dict):
             raise ValueError(f"{key} should be an object, is {row[key]!r}")
-    for name, value in row.get("params", {}).items():
-        if not is_number(value):
-            raise ValueError(f"{name} among the params should be a number, is {value!r}")
     for key in ("lr", "initial_loss"):
         if not is_number(row.get(key, 1.0)):
             raise ValueError(f"{key} should be a number, is {row[key]!r}")

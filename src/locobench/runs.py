@@ -12,6 +12,7 @@ from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.methods import Method, find
+from locobench.methods.method import described
 from locobench.provenance import also, commit, today
 from locobench.runfile import Row, RunFile, read, write_atomically
 from locobench.settings import Settings, machine, versions
@@ -63,7 +64,7 @@ def carry_out(
         if run is None:
             run = RunFile(_path(settings, folder, name), _config(settings, training, images), [])
             run.checkpoint.unlink(missing_ok=True)  # of a run whose file was deleted: to begin it anew
-        _refuse_differences(run, {"optimizer": training.options()}, run.config)
+        _refuse_differences(run, {"optimizer": described(training.optimizer)}, run.config)
         run.config["commit"] = also(run.config.get("commit"), commit())
         _resume(run, training)
         run.save()
@@ -202,7 +203,7 @@ def _config(settings: Settings, training: Training, images: Images) -> Row:
         "parameters": training.parameters,
         "steps_per_epoch": training.steps_per_epoch,
         "initial_loss": training.initial_loss(),
-        "optimizer": training.options(),
+        "optimizer": described(training.optimizer),
         "versions": versions(),
         "machine": machine(settings.device),
         "date": today(),

@@ -14,7 +14,6 @@ from locobench import problems
 from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.methods import Method, find
-from locobench.methods.method import described
 from locobench.settings import Settings, use_device
 from locobench.stepping import close, evaluating, synchronize, take_step
 
@@ -114,10 +113,6 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-
-    def options(self) -> dict[str, Any]:
-        """The optimizer's class and everything it was set to, as JSON values."""
-        return described(self.optimizer)
 
     def close(self) -> None:
         """Let go of the model, where the optimizer holds on to it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from locobench.errors import BenchError
-from locobench.runfile import is_number
+from locobench.runfile import check_params, is_number
 
 _KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "file"}
 _STATES = ("finished", "pruned", "diverged", "unfinished")
@@ -70,11 +70,7 @@ def _trial(row: object, folder: Path) -> Trial:
         raise ValueError(f"state should be one of {', '.join(_STATES)}, is {row['state']!r}")
     if not is_number(row["lr"]) or row["lr"] <= 0:
         raise ValueError(f"lr should be a positive number, is {row['lr']!r}")
-    if not isinstance(row["params"], dict):
-        raise ValueError(f"params should be an object, is {row['params']!r}")
-    for name, value in row["params"].items():
-        if not is_number(value):
-            raise ValueError(f"{name} among the params should be a number, is {value!r}")
+    check_params(row["params"])
     for key in ("train_loss", "test_loss"):
         if row[key] is not None and not is_number(row[key]):
             raise ValueError(f"{key} should be a number or null, is {row[key]!r}")

@@ -1,7 +1,7 @@
 """The figure of the local losses shows what the method says of them."""
 
 import pytest
-from commands import run
+from commands import refused, run
 
 from locobench import figures
 from torchloco import get_transfer
@@ -30,3 +30,9 @@ def test_command(tmp_path):
 def test_refused(name, tmp_path):
     with pytest.raises(figures.BenchError):
         figures.local_losses([name], tmp_path / "figure.png")
+
+
+def test_a_path_that_is_no_picture_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "figure", tmp_path / "figure.txt"):
+        assert f"--out must name the PNG, got {path}" in refused("figure", "local-losses", "--out", path)
+    assert not list(tmp_path.iterdir())

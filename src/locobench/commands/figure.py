@@ -61,8 +61,6 @@ def figure(
     with plain_errors():
         if (file is None) == (name == "speed"):
             raise BenchError("figure speed needs the FILE that `locobench speed` wrote; the other figures take none")
-        if name == "local-losses" and (path.is_dir() or not path.suffix):
-            raise BenchError(f"--out must name the PNG, got {path}")
         if file is not None:
             written = [_cost(file, path)]
         elif name == "local-losses":
