@@ -17,7 +17,7 @@ INNER = {
     "rmsprop_tf without momentum": (ref.rmsprop_tf(momentum=0.0), FirstOrderSteps(RMSProp, momentum=0.0, epsilon=1e-5)),
     "sgd": (ref.sgd(), FirstOrderSteps(torch.optim.SGD)),
     "momentum": (ref.momentum(0.9), FirstOrderSteps(torch.optim.SGD, momentum=0.9)),
-    # Adam divides a gradient that is zero but for rounding by its own size, and so blows it up, unless epsilon is large.
+    # Adam divides a gradient that is zero but for rounding by its own size, unless epsilon is large.
     "adam": (ref.adam(epsilon=1e-2), FirstOrderSteps(torch.optim.Adam, eps=1e-2)),
 }
 
