@@ -114,6 +114,7 @@ LOCOPROP_METHODS = [
             model, lr, solver=Spectral(momentum, damping=damping), output="sigmoid"
         ),
         lr=1e-2,
+        searched={"curves": 0.1},
         cost=4.5,
         note="spectral steps: Nesterov momentum 0.95, relative damping 0.1",
     ),
