@@ -14,6 +14,10 @@ from locobench.errors import BenchError
 Row = dict[str, Any]
 
 _CONFIG_KEYS = {"method", "lr", "data", "model", "epochs", "steps_per_epoch"}
+_WHOLE = {
+    **dict.fromkeys(("epochs", "steps_per_epoch", "schedule_epochs", "batch_size", "threads", "pixels"), 1),
+    **dict.fromkeys(("seed", "parameters", "train_images", "test_images"), 0),
+}
 _TRIALS = "trials.jsonl"  # of a study: an export with a row per run, no run file
 _EPOCH_KEYS = {"method", "epoch", "seconds", "train_loss", "test_loss"}
 
@@ -55,6 +59,8 @@ class RunFile:
 
 def read(path: Path) -> RunFile:
     """Read a run's file; an error names the line that is not as it should be."""
+    if path.name == _TRIALS:
+        raise BenchError(f"{path} lists the trials of a search and is no run file; those are in {path.parent}/trials")
     run: RunFile | None = None
     try:
         text = path.read_text(encoding="utf-8")
@@ -92,6 +98,11 @@ def is_number(value: object) -> bool:
         return False
 
 
+def is_count(value: object, smallest: int) -> bool:
+    """Whether it is a whole number of at least that."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+
+
 def check_params(params: object) -> None:
     """Raise a ValueError unless these are hyperparameters by name."""
     if not isinstance(params, dict):
@@ -107,11 +118,14 @@ def _no_constant(name: str) -> float:
 
 def _check_config(row: Row) -> None:
     for key in ("method", "data", "model"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"{key} should be a string, is {row.get(key)!r}")
-    for key in ("epochs", "steps_per_epoch"):
-        if not isinstance(row.get(key, 1), int) or row.get(key, 1) < 1:
-            raise ValueError(f"{key} should be a whole number of at least 1, is {row[key]!r}")
+        if not isinstance(row[key], str):
+            raise ValueError(f"{key} should be a string, is {row[key]!r}")
+    for key in ("date", "commit"):
+        if not isinstance(row.get(key), str | None):
+            raise ValueError(f"{key} should be a string or null, is {row[key]!r}")
+    for key, smallest in _WHOLE.items():
+        if key in row and not is_count(row[key], smallest):
+            raise ValueError(f"{key} should be a whole number of at least {smallest}, is {row[key]!r}")
     check_params(row.get("params", {}))
     for key in ("machine", "versions", "optimizer"):
         if not isinstance(row.get(key, {}), dict):
@@ -177,7 +191,7 @@ def prepare_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)  # another process may have tried at the same time
     except OSError as error:
-        raise BenchError(f"cannot write to --out {folder}: {error.strerror}; choose another folder") from error
+        raise BenchError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -66,10 +66,8 @@ class Settings:
         for name, value in self.params.items():
             if not isfinite(value):
                 raise BenchError(f"{name} of {self.method} must be a finite number, got {value}")
-        if self.seed >= 1 << 31:
-            raise BenchError(f"--seed must be below 2147483648, got {self.seed}")
-        if self.threads > 4096:
-            raise BenchError(f"--threads must be at most 4096, got {self.threads}")
+        at_most((1 << 31) - 1, seed=self.seed)
+        at_most(4096, threads=self.threads)
 
     def as_row(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -81,6 +79,13 @@ def at_least(smallest: int, **numbers: int) -> None:
     for name, number in numbers.items():
         if number < smallest:
             raise BenchError(f"--{name.replace('_', '-')} must be at least {smallest}, got {number}")
+
+
+def at_most(largest: int, **numbers: int) -> None:
+    """Refuse the first number that is too large, by the name of its option."""
+    for name, number in numbers.items():
+        if number > largest:
+            raise BenchError(f"--{name.replace('_', '-')} must be at most {largest}, got {number}")
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

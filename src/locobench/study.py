@@ -9,13 +9,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from locobench import proposals, spaces
+from locobench import description, proposals, spaces
 from locobench.choices import TierName
 from locobench.errors import BenchError
 from locobench.proposals import Point
 from locobench.provenance import commit, today
 from locobench.runfile import prepare_folder, write_atomically
-from locobench.settings import PROTOCOL, Settings, at_least, default_threads, machine, use_device, versions
+from locobench.settings import PROTOCOL, Settings, at_least, at_most, default_threads, machine, use_device, versions
 from locobench.spaces import Space
 
 TIERS: dict[TierName, dict[str, Any]] = {
@@ -35,7 +35,7 @@ _DEFAULTS = {
     "trials": None,
     "seed": 0,
 }
-_DECIDED = ("sampler", "pruner", "protocol")
+_MOST_TRIALS = 100_000  # of a method; all are planned in memory
 _SOON = 60.0  # seconds within which another process is done with what it holds only briefly
 
 
@@ -159,6 +159,7 @@ def open_study(
         if content["threads"] is None:
             content["threads"] = max(1, default_threads() // workers)
         at_least(1, trials=content["trials"])
+        at_most(_MOST_TRIALS, trials=content["trials"])
         content |= {"sampler": proposals.SAMPLER, "pruner": proposals.PRUNER, "protocol": PROTOCOL}
         study = Study(folder, content)
         study.settings("sgd", {"lr": 1.0})  # checks its numbers
@@ -173,17 +174,9 @@ def load(folder: Path) -> Study:
     """The study that is in a folder already."""
     path = folder / "study.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = description.read(path)
     except FileNotFoundError:
         raise BenchError(f"{folder} holds no study (study.json); `locobench tune --out {folder}` begins one") from None
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path} is damaged ({error}); restore it, or choose another folder") from error
-    missing = {*_DEFAULTS, *_DECIDED, "spaces", "widened"} - (content.keys() if isinstance(content, dict) else set())
-    if missing:
-        raise BenchError(f"{path} is damaged (no {', '.join(sorted(missing))}); restore it, or choose another folder")
-    for key, kind in {"spaces": dict, "widened": dict, "trials": int, "epochs": int, "seed": int}.items():
-        if not isinstance(content[key], kind):
-            raise BenchError(f"{path} is damaged ({key} is {content[key]!r}); restore it, or choose another folder")
     if content["protocol"] != PROTOCOL:
         raise BenchError(
             f"{path} is of protocol {content['protocol']}, this is {PROTOCOL}: their results do not mix; "

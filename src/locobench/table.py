@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from locobench import plots
@@ -187,12 +188,12 @@ def _notes(runs: list[RunFile], prices: dict[str, float] | None, tried: Counter[
 
 
 def _table(headings: tuple[str, ...], lines: list[tuple[str, ...]], title: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=escape(title), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for heading in headings:
         left = heading in ("method", "epochs")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line, style="bold" if line[0].startswith("LocoProp") else None)
+        table.add_row(*map(escape, line), style="bold" if line[0].startswith("LocoProp") else None)
     return table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from locobench.errors import BenchError
-from locobench.runfile import check_params, is_number
+from locobench.runfile import check_params, is_count, is_number
 
 _KEYS = {"method", "trial", "state", "lr", "params", "train_loss", "test_loss", "epochs", "file"}
 _STATES = ("finished", "pruned", "diverged", "unfinished")
@@ -74,6 +74,8 @@ def _trial(row: object, folder: Path) -> Trial:
     for key in ("train_loss", "test_loss"):
         if row[key] is not None and not is_number(row[key]):
             raise ValueError(f"{key} should be a number or null, is {row[key]!r}")
+    if not is_count(row["epochs"], 0):
+        raise ValueError(f"epochs should be a whole number of at least 0, is {row['epochs']!r}")
     if row["state"] == "finished" and row["train_loss"] is None:
         raise ValueError("a finished trial should have a train_loss")
     names = ("method", "state", "lr", "params", "train_loss", "test_loss", "epochs")

@@ -24,7 +24,7 @@ from locobench.plain_errors import said
 from locobench.runfile import Row
 from locobench.settings import use_device
 from locobench.study import Study
-from locobench.tuning import Search
+from locobench.tuning import Search, check
 
 _REDRAW = 0.5  # seconds
 
@@ -45,6 +45,7 @@ def tune(
     use_device(study.content["device"], study.content["threads"])
     images = load_images(study)
     study = study.with_methods([method.name for method in methods])
+    check(study, methods)  # here, so that several workers need not all say the same
     with Display(study, methods, absent, console) as display:
         if workers == 1:
             Search(study.folder, methods, images, widenings, display).run()

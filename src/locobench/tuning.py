@@ -94,11 +94,7 @@ class Search:
     ) -> None:
         self._methods = [method.name for method in methods]
         self._study = study.load(folder).with_methods(self._methods)
-        for method in methods:
-            searched = self._study.phases(method.name)[0].whole
-            method.check(method.lr, {name: method.params.get(name, 0.0) for name in searched if name != "lr"})
-            for path in sorted((folder / "trials" / method.name).glob("*.jsonl")):
-                refuse_other_version(read(path), method)
+        check(self._study, methods)
         self._ledger = Ledger(folder)
         self._images, self._widenings, self._observer = images, widenings, observer
 
@@ -202,6 +198,15 @@ class Search:
         }
         now = study.load(self._study.folder)
         return all(count >= now.total(method) for method, count in ended.items())
+
+
+def check(described: Study, methods: Sequence[Method]) -> None:
+    """Refuse methods that do not take what the study searches, or that have changed since their trials; by name."""
+    for method in methods:
+        searched = described.phases(method.name)[0].whole
+        method.check(method.lr, {name: method.params.get(name, 0.0) for name in searched if name != "lr"})
+        for path in sorted((described.folder / "trials" / method.name).glob("*.jsonl")):
+            refuse_other_version(read(path), method)
 
 
 def _end_again(run: RunFile | None, epochs: int, history: Sequence[FrozenTrial]) -> None:

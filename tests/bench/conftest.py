@@ -78,8 +78,10 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_rng_state(state)
     torch.set_num_threads(threads)
     (folder / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    problem = {key: getattr(STUDY, key) for key in ("data", "model", "activation", "epochs", "train_size")}
-    info = {"problem": problem, "protocol": STUDY.protocol, "trials": 2, "spaces": {m: {"lr": [1e-5, 1]} for m in BEST}}
+    keys = ("data", "model", "activation", "epochs", "batch_size", "train_size", "device", "threads", "protocol")
+    info = {key: getattr(STUDY, key) for key in keys}
+    info |= {"seed": 0, "trials": 2, "sampler": "by hand", "pruner": "by hand", "widened": {}}
+    info["spaces"] = {method: {"lr": [1e-5, 1]} for method in BEST}
     (folder / "study.json").write_text(json.dumps(info))
     sizes = {"width": 1, "depth": 1, "batch_size": 20}
     prices = [{**sizes, "method": m, "time_ratio": time, "bytes_ratio": held} for m, (time, held) in PRICES.items()]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import refused, run
+from reports import change_rows, shown
 
 from locobench import __version__, choices, compare, curves, data
 from locobench.choices import MAIN_METHODS, MORE_METHODS
@@ -147,8 +148,8 @@ def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[obj
 def test_an_unwritable_folder(tmp_path: Path):
     (tmp_path / "file").write_text("")
     line = refused(*TINY, "--out", tmp_path / "file" / "results")
-    assert f"cannot write to --out {tmp_path / 'file' / 'results'}" in line
-    assert f"cannot write to --out {tmp_path / 'file'}" in refused(*TINY, "--out", tmp_path / "file")
+    assert f"cannot write to {tmp_path / 'file' / 'results'}" in line
+    assert f"cannot write to {tmp_path / 'file'}" in refused(*TINY, "--out", tmp_path / "file")
 
 
 def test_a_folder_of_another_comparison_is_refused_before_anything_runs(tmp_path: Path):
@@ -162,6 +163,12 @@ def test_runs_that_differ_are_marked_in_the_table(tmp_path: Path):
     run(*TINY, "--methods", "sgd", "--out", tmp_path)
     result = run(*TINY, "--methods", "adam", "--seed", 1, "--out", tmp_path)
     assert "the runs differ in seed" in result.stdout
+
+
+def test_a_name_that_looks_like_markup_is_shown_as_it_is(study: Path):
+    for path in study.glob("best/1/*.jsonl"):
+        change_rows(path, lambda rows: [{**row, "method": "[/odd]"} for row in rows])
+    assert "[/odd]" in shown("show", study / "best" / "1")
 
 
 def test_show_without_runs(tmp_path: Path):

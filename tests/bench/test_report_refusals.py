@@ -14,6 +14,7 @@ from reports import change_rows, page_of, shown
 
 from locobench import runfile
 from locobench.libraries import Library
+from locobench.report import readme
 
 
 @pytest.mark.parametrize(("key", "value"), [("protocol", 7), ("data", "mnist"), ("activation", "relu")])
@@ -42,6 +43,7 @@ def test_the_same_run_twice_is_refused(study: Path):
         ({"train_loss": None}, "a finished trial should have a train_loss"),
         ({"train_loss": float("nan")}, "train_loss should be a number or null"),
         ({"params": 3}, "params should be an object"),
+        ({"epochs": "all"}, "epochs should be a whole number of at least 0"),
     ],
 )
 def test_a_damaged_trial_is_named_by_file_and_line(study: Path, damage: object, reason: str):
@@ -51,6 +53,41 @@ def test_a_damaged_trial_is_named_by_file_and_line(study: Path, damage: object, 
     path.write_text("\n".join(lines) + "\n")
     line = refused("report", study)
     assert f"{path}, line 3 is damaged ({reason}" in line
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"commit": 3}, "commit should be a string or null, is 3"),
+        ({"date": ["today"]}, "date should be a string or null"),
+        ({"seed": "one"}, "seed should be a whole number of at least 0"),
+        ({"seed": True}, "seed should be a whole number of at least 0"),
+        ({"parameters": "many"}, "parameters should be a whole number of at least 0"),
+        ({"threads": 0}, "threads should be a whole number of at least 1"),
+        ({"machine": "mine"}, "machine should be an object"),
+    ],
+)
+def test_damaged_circumstances_of_a_run_are_named(study: Path, damage: dict[str, object], reason: str):
+    path = study / "best" / "1" / "adam.jsonl"
+    change_rows(path, lambda rows: [{**rows[0], **damage}, *rows[1:]])
+    assert f"{path}, line 1 is damaged ({reason}" in refused("report", study)
+
+
+def test_the_list_of_trials_is_no_run(study: Path, tmp_path: Path):
+    line = refused("export", study / "trials.jsonl", "--tensorboard", tmp_path / "logs")
+    assert f"lists the trials of a search and is no run file; those are in {study / 'trials'}" in line
+
+
+def test_a_readme_that_cannot_be_written_is_refused_before_the_report(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert "cannot read README.md" in refused("report", study, "--readme")
+    Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report 'a b --readme`\n{readme.END}\n")
+    assert "cannot be read (No closing quotation): 'a b" in refused("report", "--readme")
+    odd = study.rename(tmp_path / "a`b")
+    assert "a name with a backtick in it cannot stand in Markdown" in refused("report", odd, "--readme")
+    assert not (odd / "report").exists()
 
 
 def test_other_damage_is_named(study: Path, tmp_path: Path):
@@ -65,6 +102,9 @@ def test_other_damage_is_named(study: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     assert "holds no runs" in refused("report", tmp_path / "empty")
     (tmp_path / "empty" / "study.json").write_text("{}")
+    assert "study.json is damaged (no activation" in refused("report", tmp_path / "empty")
+    (tmp_path / "empty" / "study.json").unlink()
+    (tmp_path / "empty" / "trials.jsonl").touch()
     assert "holds no finished trial" in refused("report", tmp_path / "empty")
 
 

@@ -70,6 +70,8 @@ def report(
                 raise BenchError(f"the results in {README} are out of date; `locobench report --readme` writes them")
             typer.echo(f"up to date: {README}")
             return
+        if readme:
+            block.check(README, chosen, speed)
         made = [file for folder in chosen for file in write(folder, speed=speed, second_order=second_order).files]
         if readme and block.rewrite(README, chosen, speed):
             made.append(README)

@@ -98,7 +98,7 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
 
 def _of_study(info: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
     """What `study.json` says besides what the runs say too: sampler, trials, search spaces …"""
-    known = {"problem", "versions", "machine", "spaces", "widened", "continued"}
+    known = {"versions", "machine", "spaces", "widened", "continued"}
     named = [("space of", info.get("spaces") or {}), ("wider space of", info.get("widened") or {})]
     return [
         *[

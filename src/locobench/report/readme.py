@@ -28,11 +28,25 @@ def recorded(readme: Path) -> tuple[list[Path], Path | None]:
     found = _COMMAND.search(block)
     if found is None:
         raise BenchError(f"the block in {readme} names no folder yet; begin with `locobench report DIR --readme`")
-    words = shlex.split(found[1])
+    try:
+        words = shlex.split(found[1])
+    except ValueError as error:
+        raise BenchError(f"the command in the block of {readme} cannot be read ({error}): {found[1]}") from None
     if "--speed" not in words:
         return [Path(word) for word in words], None
     option = words.index("--speed")
     return [Path(word) for word in words[:option]], Path(words[option + 1])
+
+
+def check(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> None:
+    """Refuse what `rewrite` cannot do, before anything is written.
+
+    Raises:
+        BenchError: The file has not the two comments, or a name cannot stand in Markdown.
+    """
+    _split(readme)
+    if "`" in command_of(folders, speed):
+        raise BenchError("a name with a backtick in it cannot stand in Markdown; rename the folder or the file")
 
 
 def rewrite(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from locobench import prices
+from locobench import description, prices
 from locobench.errors import BenchError
 from locobench.runfile import Row, RunFile, read, read_folder
 from locobench.trials import Trial, best_trial, read_trials
@@ -43,10 +43,10 @@ class Study:
     @property
     def planned(self) -> dict[str, int]:
         """How many trials each method of a search is to have; empty where there is no record of any."""
-        count, widened = self.info.get("trials"), self.info.get("widened") or {}
-        if not isinstance(count, int) or not self.trials:
+        if not self.info or not self.trials:
             return {}
-        return {method: count * (1 + len(widened.get(method, []))) for method in self.info.get("spaces") or {}}
+        count, widened = self.info["trials"], self.info["widened"]
+        return {method: count * (1 + len(widened.get(method, []))) for method in self.info["spaces"]}
 
     @property
     def outdated(self) -> list[str]:
@@ -98,7 +98,8 @@ def _plain(folder: Path, rows: dict[str, Row]) -> Study:
 
 
 def _study(folder: Path, rows: dict[str, Row]) -> Study:
-    info = _json_object(folder / "study.json")
+    described = folder / "study.json"
+    info = description.read(described) if described.exists() else {}
     path = folder / "trials.jsonl"
     trials = read_trials(path) if path.exists() else []
     best = folder / "best"
@@ -112,7 +113,7 @@ def _study(folder: Path, rows: dict[str, Row]) -> Study:
             "`locobench compare --tuned` make them"
         )
     chosen |= {_method(run): [run] for run in alone}
-    _belong_together([*runs, *alone], info, folder / "study.json")
+    _belong_together([*runs, *alone], info, described)
     return Study(folder, chosen, trials, info, rows, frozenset(_method(run) for run in alone))
 
 
@@ -129,19 +130,6 @@ def ceiling(trials: Sequence[Trial]) -> float:
         if trial.train_loss is not None and trial.state != "diverged":
             best[trial.method] = min(trial.train_loss, best.get(trial.method, trial.train_loss))
     return 2 * max(best.values(), default=1.0)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """The object in a file, an empty one where the file is not there."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path} is damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise BenchError(f"{path} is damaged (expected an object)")
-    return content
 
 
 def _method(run: RunFile) -> str:
@@ -200,7 +188,7 @@ def _rank(runs: list[RunFile]) -> tuple[bool, bool, float]:
 
 def _belong_together(runs: list[RunFile], info: dict[str, Any] | None = None, path: Path | None = None) -> None:
     """Refuse results of different protocols or problems, by name."""
-    problem = {**(info or {}), **((info or {}).get("problem") or {})}
+    problem = info or {}
     for key in _PROBLEM:
         found: dict[str, tuple[Any, Path]] = {}
         if key in problem and path is not None:
