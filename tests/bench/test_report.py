@@ -17,7 +17,8 @@ from locobench.libraries import Library
 from locobench.report import cells, charts, facts, write
 from locobench.report import readme as readme_block
 from locobench.report.study import load
-from locobench.report.summary import headline, summarize
+from locobench.report.summary import summarize
+from locobench.report.words import headline
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 

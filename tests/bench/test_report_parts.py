@@ -10,9 +10,11 @@ from reports import page_of
 
 from locobench import reconstructions
 from locobench.report import charts, local_losses, second_order
+from locobench.report.means import Mean
 from locobench.report.study import ceiling, load
-from locobench.report.summary import Line, Mean, headline, settings_text, summarize
+from locobench.report.summary import Line, settings_text, summarize
 from locobench.report.ticks import log_ticks
+from locobench.report.words import headline
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 

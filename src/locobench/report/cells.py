@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from math import inf
 
-from locobench.report.summary import Line, Mean, Summary
+from locobench.report.means import Mean
+from locobench.report.summary import Line, Summary
 
 DASH = "–"
 _BETWEEN = "linearly interpolated within epochs"

@@ -5,8 +5,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from locobench.report.means import Mean
 from locobench.report.study import ceiling
-from locobench.report.summary import Line, Mean, label, settings_text
+from locobench.report.summary import Line, label, settings_text
 from locobench.styles import LOCOPROP, family, style
 from locobench.trials import Trial
 

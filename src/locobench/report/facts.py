@@ -5,8 +5,10 @@ from typing import Any
 
 from locobench.methods import METHODS
 from locobench.provenance import last_change
+from locobench.report.means import clock, slowed
 from locobench.report.study import Study
-from locobench.report.summary import Summary, clock, label, search_caveats, slowed
+from locobench.report.summary import Summary, label
+from locobench.report.words import search_caveats
 from locobench.settings import counted_threads
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")

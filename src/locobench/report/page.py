@@ -14,8 +14,9 @@ from locobench.reconstructions import COUNT, path_of, read
 from locobench.report import cells, charts, local_losses, second_order
 from locobench.report.facts import facts
 from locobench.report.study import Study
-from locobench.report.summary import Line, Summary, headline
+from locobench.report.summary import Line, Summary
 from locobench.report.ticks import log_ticks
+from locobench.report.words import headline
 from locobench.styles import FAMILIES, LOCOPROP, family, style
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from locobench.errors import BenchError
 from locobench.report import cells, facts
 from locobench.report.study import Study, load
-from locobench.report.summary import headline, summarize
+from locobench.report.summary import summarize
+from locobench.report.words import headline
 from locobench.report.write import command_of, title_of
 from locobench.runfile import write_atomically
 

@@ -10,7 +10,8 @@ from locobench.libraries import JINJA, PLOTLY
 from locobench.report import cells, pictures
 from locobench.report.facts import facts
 from locobench.report.study import Study, load
-from locobench.report.summary import Summary, headline, summarize
+from locobench.report.summary import Summary, summarize
+from locobench.report.words import headline
 from locobench.runfile import locked, prepare_folder, write_atomically
 
 _PICTURES = {"train-epochs.png", "train-seconds.png", "test-epochs.png", "train-adam-steps.png", "sensitivity.png"}

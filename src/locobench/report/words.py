@@ -1,0 +1,93 @@
+"""What the numbers say in sentences: the headline, and what to mind about the search."""
+
+from math import inf
+
+from locobench.report.means import Mean
+from locobench.report.study import Study
+from locobench.report.summary import Line, Summary, label
+from locobench.styles import LOCOPROP, SECOND_ORDER
+
+
+def headline(study: Study, summary: Summary) -> list[str]:
+    """What the data says, in sentences."""
+    shown = [line for line in summary.lines if line.train]
+    if not shown:
+        return ["No run has a loss to show: all of them diverged."]
+    ours, rival = summary.best(LOCOPROP), summary.best_first_order
+    first = ours or shown[0]
+    if first.train is None:
+        return []
+    data, epochs = study.config["data"].upper(), _epochs(first)
+    sentence = f"After {epochs} on {data}, {first.label} is at a train loss of {first.train.text}"
+    if rival and rival is not first and rival.train:
+        sentence += f", {_compared(first.train, rival.train)} the best first-order method, {rival.label}, at "
+        sentence += rival.train.text
+        if len(rival.curve.epochs) != len(first.curve.epochs):
+            sentence += f" after {_epochs(rival)}"
+    sentences = [f"{sentence}."]
+    second = summary.best(SECOND_ORDER)
+    if second and second is not first and second.train:
+        sentences.append(f"The best second-order or matrix method, {second.label}, is at {second.train.text}.")
+    sentences += _times(first, summary)
+    if any(line.status != shown[0].status for line in shown):
+        sentences.append("Not all runs are of the same length or finished.")
+    if any(count > sum(trial.method == method for trial in study.trials) for method, count in study.planned.items()):
+        sentences.append("The search is not finished.")
+    if max(line.seeds for line in shown) == 1:
+        sentences.append("One seed each: how far results scatter is not known.")
+    return sentences
+
+
+def _epochs(line: Line) -> str:
+    count = len(line.curve.epochs)
+    return "one epoch" if count == 1 else f"{count} epochs"
+
+
+def _compared(own: Mean, other: Mean) -> str:
+    gap = other.value - own.value
+    if own.spread is not None and other.spread is not None and abs(gap) <= max(own.spread, other.spread):
+        return "within the spread of seeds of"
+    return "below" if gap > 0 else "above"
+
+
+def _times(first: Line, summary: Summary) -> list[str]:
+    """How long it takes to the losses of Adam and of the best first-order method, and who is there before it."""
+    goals = {"adam": {line.method: line.to_adam for line in summary.lines}}
+    if summary.best_first_order is not None:
+        goals[summary.best_first_order.method] = {line.method: line.to_first_order for line in summary.lines}
+    reached, missed = [], []
+    for method, ratios in goals.items():
+        line, ratio = summary.line(method), ratios[first.method]
+        if line is None or line is first or line.train is None or ratio is None:
+            continue
+        if ratio == inf:
+            missed.append(f"{line.label}'s")
+            continue
+        known = {other: its for other, its in ratios.items() if its is not None and its < ratio}
+        earliest = min(known, key=known.__getitem__, default=None)
+        before = "" if earliest is None else f" ({label(earliest)} in {known[earliest]:.2f})"
+        reached.append(f"{line.label}'s final loss in {ratio:.2f} × {line.label}'s time{before}")
+    sentences = [f"By the clock it reaches {' and '.join(reached)}."] if reached else []
+    if missed:
+        sentences.append(f"It does not get down to {' or '.join(missed)} final loss within its run.")
+    return sentences
+
+
+def search_caveats(study: Study) -> list[tuple[str, str]]:
+    """What is not as it should be in the end, or not alike for all: numbers of trials, and runs of earlier bests."""
+    counts = {method: sum(trial.method == method for trial in study.trials) for method in study.planned}
+    found = []
+    lacking = [m for m, count in counts.items() if count < study.planned[m]]
+    if lacking:
+        each = ", ".join(f"{label(m)} {counts[m]} of {study.planned[m]}" for m in lacking)
+        found.append(("search", f"the search is not finished, its best settings may still change: {each} trials"))
+    if len(set(counts.values())) > 1:
+        groups: dict[int, list[str]] = {}
+        for method, count in counts.items():
+            groups.setdefault(count, []).append(label(method))
+        each = "; ".join(f"{count}: {', '.join(groups[count])}" for count in sorted(groups, reverse=True))
+        found.append(("trials", f"the methods have not had equal numbers of trials: {each}"))
+    if study.outdated:
+        names = ", ".join(label(method) for method in study.outdated)
+        found.append(("outdated", f"the search has found better settings since these runs on fresh seeds: {names}"))
+    return found
