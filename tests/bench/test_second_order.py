@@ -9,7 +9,7 @@ from commands import run
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from locobench import curves, problems, resemblance
+from locobench import curvature, curves, problems, resemblance
 
 
 @pytest.fixture
@@ -44,14 +44,14 @@ def blocks(model: nn.Module, batch: torch.Tensor) -> list[torch.Tensor]:
 def test_gradients_are_autograds(model, batch):
     problems.loss(model(batch), batch).backward()
     modules = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    for layer, module in zip(resemblance.layers(model, batch), modules, strict=True):
+    for layer, module in zip(curvature.layers(model, batch), modules, strict=True):
         expected = torch.cat([module.weight.grad, module.bias.grad[:, None]], 1)
         torch.testing.assert_close(layer.gradient, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_gauss_newton(model, batch, monkeypatch):
-    monkeypatch.setattr(resemblance, "_CG_TOLERANCE", 1e-10)
-    found = resemblance.layers(model, batch, samples=3000)
+    monkeypatch.setattr(curvature, "_CG_TOLERANCE", 1e-10)
+    found = curvature.layers(model, batch, samples=3000)
     for layer, block in zip(found, blocks(model, batch), strict=True):
         size = len(block)
         change = torch.randn(layer.gradient.shape, generator=torch.Generator().manual_seed(2)).double()
@@ -66,7 +66,7 @@ def test_gauss_newton(model, batch, monkeypatch):
 
 
 def test_kfac_and_foof(model, batch):
-    for layer in resemblance.layers(model, batch):
+    for layer in curvature.layers(model, batch):
         c, b = layer.x.t() @ layer.x, layer.fisher
         c = c + 0.1 * c.diagonal().mean() * torch.eye(len(c)).double()
         b = b + 0.1 * b.diagonal().mean() * torch.eye(len(b)).double()
@@ -76,7 +76,7 @@ def test_kfac_and_foof(model, batch):
 
 
 def test_fisher_of_the_last_layer_is_known(model, batch):
-    layer = resemblance.layers(model, batch, samples=3000)[-1]
+    layer = curvature.layers(model, batch, samples=3000)[-1]
     probabilities = model(batch).sigmoid().detach()
     expected = (probabilities * (1 - probabilities)).mean(0).diag()
     torch.testing.assert_close(layer.fisher, expected, rtol=0.03, atol=0.003)
@@ -138,11 +138,11 @@ def test_command(tmp_path: Path):
         assert [row["layer"] for row in point["layers"]] == ["encoder.0", "encoder.2", "decoder.0", "decoder.2"]
         for row in point["layers"]:
             for result in row["dampings"]:
-                assert result["updates"].keys() == set(resemblance._SERIES) - (
+                assert result["updates"].keys() == set(resemblance.SERIES) - (
                     set() if carried else {"matching carried"}
                 )
                 for by_kind in result["updates"].values():
-                    assert by_kind.keys() == resemblance.DIRECTIONS.keys()
+                    assert by_kind.keys() == curvature.DIRECTIONS.keys()
                     assert all(len(cosines) == len(content["steps"]) for cosines in by_kind.values())
 
 

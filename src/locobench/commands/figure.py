@@ -87,7 +87,7 @@ def _cost(file: Path, path: Path) -> Path:
 def _second_order(
     data: DataName, warm_up: int, damping: str, batch_size: int, seed: int, threads: int | None, path: Path
 ) -> list[Path]:
-    from locobench import problems, resemblance
+    from locobench import problems, resemblance, resemblance_plot
     from locobench.data import load
     from locobench.runfile import prepare_folder
     from locobench.settings import at_least, default_threads, use_device
@@ -116,4 +116,4 @@ def _second_order(
             seed=seed,
             on_part=status.update,
         )
-    return resemblance.save(content, path)
+    return resemblance_plot.save(content, path)
