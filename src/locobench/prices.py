@@ -14,7 +14,7 @@ from rich.table import Table
 from locobench.errors import BenchError
 from locobench.methods import Method
 from locobench.runfile import write_atomically
-from locobench.settings import machine, versions
+from locobench.settings import counted_threads, machine, versions
 
 _HEADINGS = (
     *("ms/step", "time ÷ Adam", "GFLOP/s", "share of peak"),
@@ -196,6 +196,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content.get("machine", {}), dict):
+            raise ValueError(f"machine is {content['machine']!r}")
         for row in content["prices"]:
             if not isinstance(row["method"], str):
                 raise ValueError(f"a method is {row['method']!r}")
@@ -211,18 +213,22 @@ def read(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path} is no file of `locobench speed`: {error!r}") from error
 
 
-def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows that have a price by method, from the first section of a file that `save` wrote.
-
-    Raises:
-        BenchError: The file cannot be read or is none of those.
-    """
-    rows = read(path)["prices"]
+def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that have a price by method, from the first section of what `read` returned."""
+    rows = content["prices"]
     return {
         row["method"]: row
         for row in rows
         if "trouble" not in row and all(row.get(key) == rows[0].get(key) for key in ("width", "depth", "batch_size"))
     }
+
+
+def measured_on(content: dict[str, Any]) -> str:
+    """On what they were measured, in words."""
+    about = content.get("machine", {})
+    name = about.get("gpu") or about.get("cpu") or "unknown machine"
+    rounds = content.get("rounds", "?")
+    return f"{name}, {counted_threads(content.get('threads', '?'))}, {rounds} round{'' if rounds == 1 else 's'}"
 
 
 def read_prices(path: Path) -> dict[str, float]:
@@ -231,4 +237,4 @@ def read_prices(path: Path) -> dict[str, float]:
     Raises:
         BenchError: The file cannot be read or is none of those.
     """
-    return {method: float(row["time_ratio"]) for method, row in read_rows(path).items()}
+    return {method: float(row["time_ratio"]) for method, row in rows_of(read(path)).items()}

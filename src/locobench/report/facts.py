@@ -75,12 +75,7 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     if len(clocks) > 1 and any(line.step_ratio is None for line in summary.lines):
         about = "seconds of runs on other threads or machines are not compared: no ÷ Adam where there is no price"
         found.append(("clocks", about))
-    if not summary.priced:
-        found.append(("prices", "÷ Adam is by the runs' own seconds; other work on the machine blurs them"))
-    elif summary.blurred:
-        found.append(
-            ("prices", f"*: not in the file of prices, by the runs' own seconds: {', '.join(summary.blurred)}")
-        )
+    found.append(("prices", _of_prices(study, summary)))
     factors = {run.path.relative_to(study.folder): slowed(run) for run in study.all_runs}
     each = [f"{path} {factor:.1f} times" for path, factor in factors.items() if factor is not None]
     if each:
@@ -96,6 +91,16 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
             why = run.rows[-1].get("message", "no reason recorded")
             found.append(("diverged", f"{run.path.relative_to(study.folder)}: {why}"))
     return found
+
+
+def _of_prices(study: Study, summary: Summary) -> str:
+    """Where the times of steps come from."""
+    if not summary.priced:
+        return "÷ Adam is by the runs' own seconds; other work on the machine blurs them"
+    blurred = (
+        f"; *: not in that file, by the runs' own seconds: {', '.join(summary.blurred)}" if summary.blurred else ""
+    )
+    return f"steps are priced by `locobench speed` on {study.priced_on}{blurred}"
 
 
 def _of_study(info: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:

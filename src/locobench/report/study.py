@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,16 +24,18 @@ class Study:
         runs: By method the runs of its best settings, one a seed.
         trials: Of the search; for a plain folder its runs, where they are more than one setting a method.
         info: The content of `study.json`, empty for a plain folder.
-        prices: Rows of `locobench speed` by method, empty where there is no such file.
         from_search: Methods whose best settings were not run on fresh seeds: their run is the search's own.
+        prices: Rows of `locobench speed` by method, empty where there is no such file.
+        priced_on: On what these were measured.
     """
 
     folder: Path
     runs: dict[str, list[RunFile]]
     trials: list[Trial]
     info: dict[str, Any] = field(default_factory=dict)
-    prices: dict[str, Row] = field(default_factory=dict)
     from_search: frozenset[str] = frozenset()
+    prices: dict[str, Row] = field(default_factory=dict)
+    priced_on: str = ""
 
     @property
     def config(self) -> Row:
@@ -79,13 +81,14 @@ def load(folder: Path, speed: Path | None = None) -> Study:
         raise BenchError(f"{folder} is not a folder")
     own = [path for path in (folder / "speed.json", folder.resolve().parent / "speed.json") if path.exists()]
     file = speed if speed is not None else own[0] if own else None
-    rows = {} if file is None else prices.read_rows(file)
-    if (folder / "study.json").exists() or (folder / "trials.jsonl").exists():
-        return _study(folder, rows)
-    return _plain(folder, rows)
+    study = _study if (folder / "study.json").exists() or (folder / "trials.jsonl").exists() else _plain
+    if file is None:
+        return study(folder)
+    content = prices.read(file)
+    return replace(study(folder), prices=prices.rows_of(content), priced_on=prices.measured_on(content))
 
 
-def _plain(folder: Path, rows: dict[str, Row]) -> Study:
+def _plain(folder: Path) -> Study:
     runs = read_folder(folder)
     _belong_together(runs)
     begun = [run for run in runs if run.rows]
@@ -94,10 +97,10 @@ def _plain(folder: Path, rows: dict[str, Row]) -> Study:
     chosen = _best_settings(begun)
     searched = {method for method in chosen if len({_settings(run) for run in runs if _method(run) == method}) > 1}
     trials = [_as_trial(run) for run in runs] if searched else []
-    return Study(folder, chosen, trials, prices=rows)
+    return Study(folder, chosen, trials)
 
 
-def _study(folder: Path, rows: dict[str, Row]) -> Study:
+def _study(folder: Path) -> Study:
     described = folder / "study.json"
     info = description.read(described) if described.exists() else {}
     path = folder / "trials.jsonl"
@@ -114,7 +117,7 @@ def _study(folder: Path, rows: dict[str, Row]) -> Study:
         )
     chosen |= {_method(run): [run] for run in alone}
     _belong_together([*runs, *alone], info, described)
-    return Study(folder, chosen, trials, info, rows, frozenset(_method(run) for run in alone))
+    return Study(folder, chosen, trials, info, frozenset(_method(run) for run in alone))
 
 
 def _best_of_search(trials: list[Trial], method: str) -> list[RunFile]:
