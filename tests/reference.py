@@ -191,17 +191,18 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Rul
     return update
 
 
-def rmsprop_tf(momentum: float = 0.999, decay: float = 0.9, epsilon: float = 1e-5) -> Rule:
+def rmsprop_tf(momentum: float = 0.999, decay: float = 0.9, epsilon: float = 1e-5, lr_outside: bool = False) -> Rule:
     """RMSProp in TensorFlow-1 arithmetic.
 
     v starts at ones;  v ← decay·v + (1 − decay)·g²;  m ← momentum·m + lr·g/√(v + epsilon);  w ← w − m.
+    With lr outside the momentum:  m ← momentum·m + g/√(v + epsilon);  w ← w − lr·m.
     """
 
     def update(value, grad, lr, state):
         state["v"] = decay * state.get("v", torch.ones_like(value)) + (1 - decay) * grad**2
-        step = lr * grad / torch.sqrt(state["v"] + epsilon)
+        step = (1 if lr_outside else lr) * grad / torch.sqrt(state["v"] + epsilon)
         state["m"] = momentum * state.get("m", torch.zeros_like(value)) + step
-        return value - state["m"]
+        return value - (lr if lr_outside else 1) * state["m"]
 
     return update
 

@@ -15,6 +15,7 @@ MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "identity": 
 INNER = {
     "rmsprop_tf": (ref.rmsprop_tf(), FirstOrderSteps()),
     "rmsprop_tf without momentum": (ref.rmsprop_tf(momentum=0.0), FirstOrderSteps(RMSProp, momentum=0.0, epsilon=1e-5)),
+    "rmsprop_tf with lr outside": (ref.rmsprop_tf(lr_outside=True), FirstOrderSteps(lr_outside=True)),
     "sgd": (ref.sgd(), FirstOrderSteps(torch.optim.SGD)),
     "momentum": (ref.momentum(0.9), FirstOrderSteps(torch.optim.SGD, momentum=0.9)),
     # Adam divides a gradient that is zero but for rounding by its own size, unless epsilon is large.

@@ -11,14 +11,14 @@ from torch.optim.lr_scheduler import StepLR
 from torchloco import RMSProp
 
 
-def by_hand(w, gradients, lr, decay, momentum, epsilon):
+def by_hand(w, gradients, lr, decay, momentum, epsilon, outside=False):
     """One number through the recurrences, in Python floats."""
     v, m = 1.0, 0.0
     for k, g in enumerate(gradients):
         rate = lr[k] if isinstance(lr, list) else lr
         v = decay * v + (1 - decay) * g * g
-        m = momentum * m + rate * g / math.sqrt(v + epsilon)
-        w -= m
+        m = momentum * m + (1.0 if outside else rate) * g / math.sqrt(v + epsilon)
+        w -= (rate if outside else 1.0) * m
     return w
 
 
@@ -33,6 +33,7 @@ def drive(p, optimizer, gradients):
 
 
 GRADIENTS = [0.5, -2.0, 0.01, 3.0, -0.2]
+RATES = [0.1, 0.1, 0.0, 0.02, 0.02]
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999])
@@ -55,11 +56,58 @@ def test_learning_rate_is_inside_the_momentum():
     """A changed rate leaves the steps under way as they are."""
     p = parameter(1.0)
     optimizer = RMSProp([p], lr=0.1, momentum=0.9, epsilon=1e-5)
-    rates = [0.1, 0.1, 0.0, 0.02, 0.02]
-    for g, rate in zip(GRADIENTS, rates, strict=True):
+    for g, rate in zip(GRADIENTS, RATES, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         drive(p, optimizer, [g])
-    assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, rates, 0.9, 0.9, 1e-5), rel=1e-12)
+    assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, RATES, 0.9, 0.9, 1e-5), rel=1e-12)
+
+
+def test_learning_rate_outside_the_momentum_rescales_the_steps_under_way():
+    p = parameter(1.0)
+    optimizer = RMSProp([p], momentum=0.9, epsilon=1e-5, lr_outside=True)
+    for g, rate in zip(GRADIENTS, RATES, strict=True):
+        before = p.item()
+        optimizer.param_groups[0]["lr"] = rate
+        drive(p, optimizer, [g])
+        assert (p.item() == before) == (rate == 0)
+    assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, RATES, 0.9, 0.9, 1e-5, outside=True), rel=1e-12)
+    assert abs(p.item() - by_hand(1.0, GRADIENTS, RATES, 0.9, 0.9, 1e-5)) > 0.01
+
+
+def test_learning_rate_outside_the_momentum_equals_torchs_rmsprop():
+    """But for v, which is made to start as torch's does, and epsilon, which is too small to matter."""
+    p, q = parameter(1.0), parameter(1.0)
+    ours = RMSProp([p], decay=0.9, momentum=0.9, epsilon=1e-30, lr_outside=True)
+    theirs = torch.optim.RMSprop([q], alpha=0.9, momentum=0.9, eps=1e-30)
+    ours.state[p]["mean_square"] = torch.zeros_like(p)
+    for g, rate in zip(GRADIENTS, RATES, strict=True):
+        for one, optimizer in ((p, ours), (q, theirs)):
+            optimizer.param_groups[0]["lr"] = rate
+            drive(one, optimizer, [g])
+    assert p.item() == pytest.approx(q.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_constant_rate_is_the_same_inside_and_outside(outside):
+    p = parameter(1.0)
+    drive(p, RMSProp([p], lr=0.1, momentum=0.9, epsilon=1e-5, lr_outside=outside), GRADIENTS)
+    assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, 0.1, 0.9, 0.9, 1e-5), rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [1, None, "yes"])
+def test_lr_outside_is_a_bool(value):
+    with pytest.raises(TypeError, match="lr_outside must be True or False, got"):
+        RMSProp([parameter(1.0)], lr_outside=value)
+
+
+def test_a_state_of_before_there_was_lr_outside():
+    p = parameter(1.0)
+    optimizer = RMSProp([p], lr=0.1, momentum=0.9)
+    state = copy.deepcopy(optimizer.state_dict())
+    del state["param_groups"][0]["lr_outside"]
+    optimizer.load_state_dict(state)
+    drive(p, optimizer, GRADIENTS)
+    assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, 0.1, 0.9, 0.9, 1e-10))
 
 
 def test_slots_start_at_one_and_zero():

@@ -23,7 +23,14 @@ class RMSProp(Optimizer):
         w ← w - m
 
     `torch.optim.RMSprop` differs in three places: its v starts at zero, its epsilon is outside the root, and its
-    lr multiplies the momentum afterwards, so a changed lr also rescales the steps that are already under way.
+    lr multiplies the momentum afterwards, so a changed lr also rescales the steps that are already under way. This last
+    difference goes away with ``lr_outside=True``::
+
+        m ← momentum · m + g / √(v + epsilon)
+        w ← w - lr · m
+
+    With a constant lr both are the same. Under a schedule towards 0, steps under way with lr inside go on for about
+    1 / (1 - momentum) steps at the rates at which they began; with lr outside they end with the schedule.
 
     Args:
         params: Parameters or parameter groups.
@@ -31,9 +38,10 @@ class RMSProp(Optimizer):
         decay: Decay of the mean square v, in [0, 1).
         momentum: Decay of the momentum m, in [0, 1). At 0 no momentum slot is kept.
         epsilon: Added to v inside the root, > 0; its unit is that of a squared gradient.
+        lr_outside: Whether lr multiplies the momentum when it is applied, and not the gradients that enter it.
 
     Raises:
-        TypeError: An option is not a number.
+        TypeError: An option is not a number, or `lr_outside` no bool.
         ValueError: An option is outside its range.
         RuntimeError: A gradient is sparse.
     """
@@ -46,8 +54,16 @@ class RMSProp(Optimizer):
         decay: float = 0.9,
         momentum: float = 0.0,
         epsilon: float = 1e-10,
+        lr_outside: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon})
+        options = {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon, "lr_outside": lr_outside}
+        super().__init__(params, options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a state, also one of before there was `lr_outside`."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("lr_outside", False)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options; see `torch.optim.Optimizer.add_param_group`."""
@@ -56,6 +72,8 @@ class RMSProp(Optimizer):
         check_range("decay", options["decay"], 0, 1, inclusive=True)
         check_range("momentum", options["momentum"], 0, 1, inclusive=True)
         check_range("epsilon", options["epsilon"], 0)
+        if not isinstance(options["lr_outside"], bool):
+            raise TypeError(f"lr_outside must be True or False, got {options['lr_outside']!r}")
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -91,6 +109,8 @@ def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr:
     inverse_root = torch.add(v, group["epsilon"], out=_scratch(v)).rsqrt_()  # cheaper than a root and a division
     if m is None:
         p.addcmul_(g, inverse_root, value=-lr)
+    elif group["lr_outside"]:
+        p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root), alpha=lr)
     else:
         p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root, value=lr))
 
