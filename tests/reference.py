@@ -191,18 +191,32 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Rul
     return update
 
 
-def rmsprop_tf(momentum: float = 0.999, decay: float = 0.9, epsilon: float = 1e-5, lr_outside: bool = False) -> Rule:
+def rmsprop_tf(momentum: float = 0.999, decay: float = 0.9, epsilon: float = 1e-5) -> Rule:
     """RMSProp in TensorFlow-1 arithmetic.
 
     v starts at ones;  v ← decay·v + (1 − decay)·g²;  m ← momentum·m + lr·g/√(v + epsilon);  w ← w − m.
-    With lr outside the momentum:  m ← momentum·m + g/√(v + epsilon);  w ← w − lr·m.
     """
 
     def update(value, grad, lr, state):
         state["v"] = decay * state.get("v", torch.ones_like(value)) + (1 - decay) * grad**2
-        step = (1 if lr_outside else lr) * grad / torch.sqrt(state["v"] + epsilon)
+        step = lr * grad / torch.sqrt(state["v"] + epsilon)
         state["m"] = momentum * state.get("m", torch.zeros_like(value)) + step
-        return value - (lr if lr_outside else 1) * state["m"]
+        return value - state["m"]
+
+    return update
+
+
+def rmsprop_lr_outside(momentum: float = 0.999, decay: float = 0.9, epsilon: float = 1e-5) -> Rule:
+    """The same with a step's base learning rate outside of the momentum and the schedule's factor inside.
+
+    m ← momentum·m + schedule(j)·g/√(v + epsilon);  w ← w − base lr·m.
+    """
+
+    def update(value, grad, lr, state):
+        state["v"] = decay * state.get("v", torch.ones_like(value)) + (1 - decay) * grad**2
+        step = (lr / state["base lr"]) * grad / torch.sqrt(state["v"] + epsilon)
+        state["m"] = momentum * state.get("m", torch.zeros_like(value)) + step
+        return value - state["base lr"] * state["m"]
 
     return update
 
@@ -350,6 +364,8 @@ class Reference:
         old_weight, old_bias = self.weights[layer], self.biases[layer]
         target = local_target(self.loss, name, pre, grad, self.activation_lr)
         weight, bias = old_weight, old_bias
+        for own in state.values():
+            own["base lr"] = self.lr
         for j in range(self.local_steps):
             lr = self.lr * schedule_factor(self.schedule, j, self.local_steps)
             weight = weight.detach().clone().requires_grad_()

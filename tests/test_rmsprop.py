@@ -94,6 +94,19 @@ def test_a_constant_rate_is_the_same_inside_and_outside(outside):
     assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, 0.1, 0.9, 0.9, 1e-5), rel=1e-12)
 
 
+@pytest.mark.parametrize(("momentum", "outside"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_weight_scales_the_gradients_of_a_step_alone(momentum, outside):
+    """Those that entered before it go on as they are, with lr inside or outside."""
+    weights = [1.0, 0.5, 0.0, 2.0, 1.0]
+    p = parameter(1.0)
+    optimizer = RMSProp([p], lr=0.1, momentum=momentum, epsilon=1e-5, lr_outside=outside)
+    for g, weight in zip(GRADIENTS, weights, strict=True):
+        optimizer.param_groups[0]["weight"] = weight
+        drive(p, optimizer, [g])
+    rates = [0.1 * weight for weight in weights]  # inside the momentum, a rate does the same
+    assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, rates, 0.9, momentum, 1e-5), rel=1e-12)
+
+
 @pytest.mark.parametrize("value", [1, None, "yes"])
 def test_lr_outside_is_a_bool(value):
     with pytest.raises(TypeError, match="lr_outside must be True or False, got"):
@@ -104,7 +117,7 @@ def test_a_state_of_before_there_was_lr_outside():
     p = parameter(1.0)
     optimizer = RMSProp([p], lr=0.1, momentum=0.9)
     state = copy.deepcopy(optimizer.state_dict())
-    del state["param_groups"][0]["lr_outside"]
+    del state["param_groups"][0]["lr_outside"], state["param_groups"][0]["weight"]
     optimizer.load_state_dict(state)
     drive(p, optimizer, GRADIENTS)
     assert p.item() == pytest.approx(by_hand(1.0, GRADIENTS, 0.1, 0.9, 0.9, 1e-10))

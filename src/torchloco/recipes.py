@@ -50,14 +50,13 @@ def locoprop_s(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **opti
 
 
 def locoprop_m_normalized(
-    model: nn.Module, lr: float = 3e-5, *, activation_lr: float = 0.02, momentum: float = 0.998, **options: Any
+    model: nn.Module, lr: float = 5e-5, *, activation_lr: float = 0.02, momentum: float = 0.998, **options: Any
 ) -> LocoProp:
     """LocoProp-M on 48 rows for runs whose learning rate decays to 0: everything follows its schedule.
 
     Targets are normalized and their γ follows the learning rate; the inner RMSProp takes it outside its momentum, which
-    spans many mini-batches, so that steps under way follow it, too; the local steps are of one size. On MNIST's deep
-    autoencoder this got further than the paper's settings, at the same price (docs/performance.md); γ depends neither
-    on the batch nor on the reduction.
+    spans many mini-batches, so that steps under way follow it, too. On MNIST's deep autoencoder this got further than
+    the paper's settings, at the same price (docs/performance.md); γ depends neither on the batch nor on the reduction.
 
     Args:
         model: The network.
@@ -69,7 +68,7 @@ def locoprop_m_normalized(
     Raises:
         ValueError: A number outside its range.
     """
-    steps = FirstOrderSteps(local_rows=FAST_ROWS, schedule="constant", momentum=momentum, decay=0.99, lr_outside=True)
+    solver = FirstOrderSteps(local_rows=FAST_ROWS, momentum=momentum, decay=0.99, lr_outside=True)
     check_range("activation_lr", activation_lr, 0)
     if activation_lr > 1:
         raise ValueError(
@@ -77,7 +76,7 @@ def locoprop_m_normalized(
             f"got {activation_lr:g}"
         )
     target = NormalizedTarget(follow_lr=True)
-    chosen = {"lr": lr, "loss": "matching", "activation_lr": activation_lr, "target": target, "solver": steps}
+    chosen = {"lr": lr, "loss": "matching", "activation_lr": activation_lr, "target": target, "solver": solver}
     return _built("locoprop_m_normalized", model, chosen, options)
 
 

@@ -40,6 +40,9 @@ class RMSProp(Optimizer):
         epsilon: Added to v inside the root, > 0; its unit is that of a squared gradient.
         lr_outside: Whether lr multiplies the momentum when it is applied, and not the gradients that enter it.
 
+    Groups have a `"weight"` as well, at first 1, by which the gradients of a step are multiplied once they are
+    normalized, inside the momentum in any case: for schedules that are to leave the steps under way as they are.
+
     Raises:
         TypeError: An option is not a number, or `lr_outside` no bool.
         ValueError: An option is outside its range.
@@ -64,6 +67,7 @@ class RMSProp(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("lr_outside", False)
+            group.setdefault("weight", 1.0)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group after checking its options; see `torch.optim.Optimizer.add_param_group`."""
@@ -74,7 +78,7 @@ class RMSProp(Optimizer):
         check_range("epsilon", options["epsilon"], 0)
         if not isinstance(options["lr_outside"], bool):
             raise TypeError(f"lr_outside must be True or False, got {options['lr_outside']!r}")
-        super().add_param_group(param_group)
+        super().add_param_group({"weight": 1.0, **param_group})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -107,12 +111,13 @@ class RMSProp(Optimizer):
 def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr: float, group: dict[str, Any]) -> None:
     v.mul_(group["decay"]).addcmul_(g, g, value=1 - group["decay"])
     inverse_root = torch.add(v, group["epsilon"], out=_scratch(v)).rsqrt_()  # cheaper than a root and a division
+    weight = group["weight"]
     if m is None:
-        p.addcmul_(g, inverse_root, value=-lr)
+        p.addcmul_(g, inverse_root, value=-lr * weight)
     elif group["lr_outside"]:
-        p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root), alpha=lr)
+        p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root, value=weight), alpha=lr)
     else:
-        p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root, value=lr))
+        p.sub_(m.mul_(group["momentum"]).addcmul_(g, inverse_root, value=lr * weight))
 
 
 _BLOCK = 1 << 20

@@ -86,7 +86,8 @@ class FirstOrderSteps(Solver):
             Default: the authors' `RMSProp`, with momentum 0.999, decay 0.9 and epsilon 1e-5.
         steps: T, >= 1; None takes the layer's `local_steps`.
         schedule: Factor on lr in local step j of T: "linear" (max(1 - j/T, 0.25), the authors'), "constant", "cosine",
-            or a callable (j, T) → factor.
+            or a callable (j, T) → factor. With `RMSProp(lr_outside=True)` it is one on the step's gradient, and leaves
+            the steps under way as they are.
         local_rows: How many rows each step after the first looks at: a fraction in (0, 1] or a whole number of rows.
             The batch is cut into parts of about that size, which the steps take in turn. The first step's gradient is
             that of all rows, and the others only estimate how it has changed since; their mean is unchanged. A safe
@@ -216,7 +217,10 @@ class FirstOrderSteps(Solver):
         assert task.inner is not None
         for p, g, group, lr in zip(task.params, gradients, task.inner.param_groups, task.lrs, strict=True):
             p.grad = g
-            group["lr"] = lr * factor
+            if group.get("lr_outside", False):  # steps under way know nothing of the schedule
+                group["lr"], group["weight"] = lr, factor
+            else:
+                group["lr"] = lr * factor
         task.inner.step()
 
     def multiply_adds(self, size: Size, steps: int) -> int:
