@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, Any]:
         _check(content)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, BenchError) as error:
+    except (OSError, ValueError, RecursionError, BenchError) as error:
         raise BenchError(f"{path} is damaged ({error}); restore it, or choose another folder") from error
     return content
 

@@ -196,6 +196,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("expected an object")
         if not isinstance(content.get("machine", {}), dict):
             raise ValueError(f"machine is {content['machine']!r}")
         for row in content["prices"]:
@@ -209,7 +211,7 @@ def read(path: Path) -> dict[str, Any]:
         return content
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BenchError(f"{path} is no file of `locobench speed`: {error!r}") from error
 
 

@@ -79,7 +79,7 @@ def read(path: Path) -> RunFile:
             else:
                 _check_epoch(row, run)
                 run.rows.append(row)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BenchError(
                 f"{path}, line {number} is damaged ({error}); delete the file to begin this run anew"
             ) from None

@@ -129,7 +129,7 @@ def from_data(ranges: Mapping[str, Any], place: str) -> Space:
             if not (isfinite(low) and isfinite(high)):
                 raise ValueError
             found[name] = Range(low, high, scale)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise BenchError(
                 f'{place}: {name} must be [low, high] or {{ range = [low, high], scale = "complement" }}, got {entry!r}'
             ) from None

@@ -48,7 +48,7 @@ def read_trials(path: Path) -> list[Trial]:
     for number, line in enumerate(lines, start=1):
         try:
             trials.append(_trial(json.loads(line), path.parent))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BenchError(
                 f"{path}, line {number} is damaged ({error}); `locobench tune --out {path.parent}` writes the file anew"
             ) from None

@@ -72,7 +72,7 @@ def locoprop_m_normalized(
     check_range("activation_lr", activation_lr, 0)
     if activation_lr > 1:
         raise ValueError(
-            "locoprop_m_normalized takes an activation_lr of at most 1, the mean distance of the targets (about 0.01), "
+            "locoprop_m_normalized takes an activation_lr of at most 1, the mean distance of the targets (about 0.02), "
             f"got {activation_lr:g}"
         )
     target = NormalizedTarget(follow_lr=True)

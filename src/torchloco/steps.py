@@ -144,8 +144,9 @@ class FirstOrderSteps(Solver):
 
     @property
     def name(self) -> str:
-        """Names the inner optimizer too, since the saved state is its own."""
-        return f"FirstOrderSteps of {getattr(self.optimizer, '__name__', 'a factory')}"
+        """Names the inner optimizer too, since the saved state is its own, and where lr is: m is in units of that."""
+        outside = " with lr outside" if self.options.get("lr_outside") else ""
+        return f"FirstOrderSteps of {getattr(self.optimizer, '__name__', 'a factory')}{outside}"
 
     def attach(self, params: list[Parameter], lr: float) -> Optimizer:
         """An inner optimizer with one group per parameter, since weight and bias may differ in lr."""

@@ -73,6 +73,18 @@ def test_damaged_circumstances_of_a_run_are_named(study: Path, damage: dict[str,
     assert f"{path}, line 1 is damaged ({reason}" in refused("report", study)
 
 
+@pytest.mark.parametrize("damage", ["[]", "null", "3", '"prices"', "[" * 200_000])
+def test_a_file_of_prices_that_is_none_is_named(study: Path, damage: str):
+    (study / "speed.json").write_text(damage)
+    assert f"{study / 'speed.json'} is no file of `locobench speed`" in refused("report", study)
+
+
+@pytest.mark.parametrize("name", ["study.json", "trials.jsonl", "best/1/adam.jsonl"])
+def test_brackets_without_end_are_named(study: Path, name: str):
+    (study / name).write_text("[" * 200_000)
+    assert f"{study / name}" in refused("report", study)
+
+
 def test_the_list_of_trials_is_no_run(study: Path, tmp_path: Path):
     line = refused("export", study / "trials.jsonl", "--tensorboard", tmp_path / "logs")
     assert f"lists the trials of a search and is no run file; those are in {study / 'trials'}" in line
@@ -85,6 +97,8 @@ def test_a_readme_that_cannot_be_written_is_refused_before_the_report(
     assert "cannot read README.md" in refused("report", study, "--readme")
     Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report 'a b --readme`\n{readme.END}\n")
     assert "cannot be read (No closing quotation): 'a b" in refused("report", "--readme")
+    Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report a --speed --readme`\n{readme.END}\n")
+    assert "should end with one file after --speed: a --speed" in refused("report", "--readme")
     odd = study.rename(tmp_path / "a`b")
     assert "a name with a backtick in it cannot stand in Markdown" in refused("report", odd, "--readme")
     assert not (odd / "report").exists()

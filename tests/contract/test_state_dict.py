@@ -215,6 +215,17 @@ def test_a_state_put_in_its_place_is_followed(build, batches, train, values, sam
     assert same(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_state_of_a_solver_with_lr_elsewhere_is_refused(outside, mlp, batches, train, values, same):
+    """Its momentum is in other units: taken for one's own, the steps would be 1 / lr times too long, or too short."""
+    saving = LocoProp(mlp(), solver=FirstOrderSteps(lr_outside=outside))
+    model = mlp()
+    loading, before = LocoProp(model, solver=FirstOrderSteps(lr_outside=not outside)), values(model)
+    with pytest.raises(ValueError, match="with lr outside"):
+        loading.load_state_dict(saving.state_dict())
+    assert same(values(model), before)
+
+
 def test_state_of_another_target_is_refused(mlp, values, same):
     """Its γ has another meaning."""
     model = mlp()

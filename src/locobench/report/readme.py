@@ -36,6 +36,8 @@ def recorded(readme: Path) -> tuple[list[Path], Path | None]:
     if "--speed" not in words:
         return [Path(word) for word in words], None
     option = words.index("--speed")
+    if option + 2 != len(words):
+        raise BenchError(f"the command in the block of {readme} should end with one file after --speed: {found[1]}")
     return [Path(word) for word in words[:option]], Path(words[option + 1])
 
 
