@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from locobench import canvas
 from locobench.errors import BenchError
 from locobench.methods import METHODS, PRICED
 from locobench.runfile import write_atomically
@@ -41,8 +40,7 @@ def save(content: dict[str, Any], path: Path) -> Path:
     missing = {"model", "activation", "device", "threads"} - content.keys()
     if missing or not any("trouble" not in row for row in content["prices"]):
         raise BenchError(f"nothing to draw: the file has no {', '.join(sorted(missing)) or 'prices'}")
-    figure = Figure(figsize=(4.6 * len(keys) + 3.2, 5.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.blank(figsize=(4.6 * len(keys) + 3.2, 5.2), dpi=150)
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for axes, key in zip(panels, keys, strict=True):
         _panel(axes, content["prices"], key)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from locobench import problems
 from torchloco.conjugate import conjugate_gradient
 
-DIRECTIONS = {"foof": "FOOF", "kfac": "K-FAC", "gauss-newton": "Gauss-Newton"}
 FISHER_SAMPLES = 10  # labels per image
 _CG_ITERATIONS, _CG_TOLERANCE = 300, 1e-3
 

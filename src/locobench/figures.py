@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from locobench import canvas
 from locobench.errors import BenchError
 from torchloco import MatchingLoss, SquaredLoss, Transfer, get_transfer
 
@@ -26,8 +25,7 @@ def local_losses(names: list[str], path: Path) -> Path:
     if path.is_dir() or not path.suffix:
         raise BenchError(f"--out must name the PNG, got {path}")
     transfers = [_transfer(name) for name in names]
-    figure = Figure(figsize=(3.6 * (len(names) + 1), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.blank(figsize=(3.6 * (len(names) + 1), 3.6))
     axes = figure.subplots(1, len(names) + 1, sharey=True, squeeze=False)[0]
     predictions = torch.linspace(-3, 3, 301, dtype=torch.float64)
     for panel, transfer in zip(axes, [*transfers, None], strict=True):

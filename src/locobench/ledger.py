@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from locobench.proposals import Point, distributions, from_optuna, to_optuna
 from locobench.runfile import Row, write_atomically
 from locobench.spaces import Space
 from locobench.study import brief_lock
+from locobench.trials import checked, run_file
 
 _PATIENCE = 60.0  # seconds that SQLite waits for another process
 _STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "diverged"}
@@ -104,17 +105,18 @@ class Ledger:
 
     def _rows_without(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What trials.jsonl has besides these rows."""
-        known = {(row["method"], row["trial"]) for row in rows}
+        known = {row["file"] for row in rows}
         try:
-            lines = (self.folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()
-            earlier = [json.loads(line) for line in lines]
-            return [
-                row
-                for row in earlier
-                if (row["method"], row["trial"]) not in known and (self.folder / row["file"]).is_file()
-            ]
-        except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: made anew from the database
+            lines = (self.folder / "trials.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:  # none yet
             return []
+        found = []
+        for line in lines:
+            with suppress(ValueError):  # a damaged line takes no other with it
+                row = checked(line)
+                if row["file"] not in known and (self.folder / row["file"]).is_file():
+                    found.append(row)
+        return found
 
     def _id(self, method: str) -> int:
         if method not in self._ids:
@@ -165,7 +167,7 @@ def _row(method: str, trial: FrozenTrial) -> dict[str, Any]:
         "lr": params.pop("lr"),
         "params": params,
         **{key: trial.user_attrs[key] for key in ("train_loss", "test_loss", "epochs", "seconds")},
-        "file": f"trials/{method}/{trial.number:04d}.jsonl",
+        "file": run_file(method, trial.number),
     }
 
 

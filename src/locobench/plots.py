@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
+from locobench import canvas
 from locobench.methods import METHODS
 from locobench.runfile import RunFile, write_atomically
 from locobench.styles import style
@@ -59,8 +58,7 @@ def _curve(run: RunFile) -> _Curve:
 
 
 def _plot(curves: list[_Curve], title: str, against: str, path: Path) -> Path:
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.blank(figsize=(8, 4.8), dpi=150)
     axes = figure.add_subplot()
     for curve in curves:
         axes.plot(

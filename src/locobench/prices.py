@@ -1,7 +1,6 @@
 """What steps cost, as it was measured: the numbers, their table and their file."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,15 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from locobench import plain_json
 from locobench.errors import BenchError
+from locobench.markdown import markdown_table
 from locobench.methods import Method
-from locobench.runfile import write_atomically
+from locobench.runfile import is_count, is_number, write_atomically
 from locobench.settings import counted_threads, machine, versions
 
+SIZES = frozenset({"width", "depth", "batch_size"})  # of what is trained: a row of prices has them all or, alone, none
+_DEAREST = 1e9  # times Adam's price, more than anyone has waited for
 _HEADINGS = (
     *("ms/step", "time ÷ Adam", "GFLOP/s", "share of peak"),
     *("state MB", "bytes ÷ Adam", "peak MB", "peak ÷ Adam"),
@@ -140,8 +143,8 @@ def markdown(sections: list[Section], title: str) -> str:
     """The same for a page."""
     lines = [f"{title}."]
     for section in sections:
-        lines += ["", f"{section.title}:", "", _line("method", *_HEADINGS), "|---" + "|--:" * len(_HEADINGS) + "|"]
-        lines += [_line(*cells, *[""] * (1 + len(_HEADINGS) - len(cells))) for cells, _ in _rows(section)]
+        rows = [cells for cells, _ in _rows(section)]
+        lines += ["", f"{section.title}:", "", markdown_table(("method", *_HEADINGS), rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -170,10 +173,6 @@ def _cells(price: Price, peak: float) -> tuple[str, ...]:
     )
 
 
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def save(sections: list[Section], settings: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write the measurement with machine and versions as JSON; returns its content."""
     content = {
@@ -195,24 +194,34 @@ def read(path: Path) -> dict[str, Any]:
         BenchError: The file cannot be read or is none of those.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = plain_json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("expected an object")
         if not isinstance(content.get("machine", {}), dict):
             raise ValueError(f"machine is {content['machine']!r}")
         for row in content["prices"]:
-            if not isinstance(row["method"], str):
-                raise ValueError(f"a method is {row['method']!r}")
-            if "trouble" not in row and not 0 < row["time_ratio"] < math.inf:
-                raise ValueError(f"the price of {row['method']} is {row['time_ratio']!r}")
-            sizes = [row[key] for key in ("width", "depth", "batch_size") if key in row]
-            if not all(isinstance(size, int) and size > 0 for size in sizes):
-                raise ValueError(f"the sizes of {row['method']} are {sizes!r}")
+            _check(row)
+        if len({SIZES.intersection(row) for row in content["prices"]}) > 1:
+            raise ValueError(f"some prices have {', '.join(sorted(SIZES))} and some have not")
         return content
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BenchError(f"{path} is no file of `locobench speed`: {error!r}") from error
+
+
+def _check(row: Any) -> None:
+    if not isinstance(row["method"], str):
+        raise ValueError(f"a method is {row['method']!r}")
+    sizes = [row[key] for key in sorted(SIZES.intersection(row))]
+    if not all(is_count(size, 1) for size in sizes):
+        raise ValueError(f"the sizes of {row['method']} are {sizes!r}")
+    if "trouble" in row:
+        return
+    if not is_number(row["time_ratio"]) or not 0 < row["time_ratio"] <= _DEAREST:
+        raise ValueError(f"the price of {row['method']} is {row['time_ratio']!r}")
+    if not is_number(row.get("bytes_ratio", 0.0)) or row.get("bytes_ratio", 0.0) < 0:
+        raise ValueError(f"the bytes ÷ Adam's of {row['method']} are {row['bytes_ratio']!r}")
 
 
 def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -221,7 +230,7 @@ def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         row["method"]: row
         for row in rows
-        if "trouble" not in row and all(row.get(key) == rows[0].get(key) for key in ("width", "depth", "batch_size"))
+        if "trouble" not in row and all(row.get(key) == rows[0].get(key) for key in SIZES)
     }
 
 

@@ -41,15 +41,25 @@ def read(path: Path) -> tuple[bytes, bytes] | None:
     Raises:
         BenchError: The file is damaged.
     """
+    image = grey(path)
+    if image is None:
+        return None
+    half = image.height // 2
+    return _png(image.crop((0, 0, image.width, half))), _png(image.crop((0, half, image.width, 2 * half)))
+
+
+def grey(path: Path) -> Picture | None:
+    """Originals above reconstructions as one picture of grey levels; None and errors as for `read`."""
     if not path.exists():
         return None
     try:
         with Image.open(path) as image:
-            image.load()
-            half = image.height // 2
-            return _png(image.crop((0, 0, image.width, half))), _png(image.crop((0, half, image.width, 2 * half)))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise BenchError(f"{path} is damaged ({error}); delete it to report without these images") from error
+            found = image.convert("L")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BenchError(f"{path} is damaged ({error}); delete it to go on without these images") from error
+    if found.height < 2:
+        raise BenchError(f"{path} is no row of images above another; delete it to go on without these images")
+    return found
 
 
 def _png(image: Picture) -> bytes:

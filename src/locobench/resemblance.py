@@ -10,20 +10,13 @@ from torch import Tensor, nn
 from locobench import problems
 from locobench.curvature import FISHER_SAMPLES, layers
 from locobench.errors import BenchError
+from locobench.series import SERIES
 from locobench.settings import machine, versions
 from locobench.stepping import close, take_step
 from torchloco import FirstOrderSteps, LocoProp, recipes
 
 STEPS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 MOST_DAMPINGS = 3  # that a plot can tell apart
-# By loss and local optimizer; "carried" is the state that training left.
-SERIES = {
-    "squared plain": "LocoProp-S, plain steps",
-    "matching plain": "LocoProp-M, plain steps",
-    "squared rmsprop": "LocoProp-S, RMSProp",
-    "matching rmsprop": "LocoProp-M, RMSProp",
-    "matching carried": "LocoProp-M, RMSProp with the state of training",
-}
 
 
 def displacements(
@@ -91,7 +84,7 @@ def measure(
     rates = {layer.name: 1 / float(layer.c[-1]) for layer in found}
     updates: dict[str, list[list[Tensor]]] = {}
     model, batch = deepcopy(model).double(), batch.double()  # float32 would round small changes of weights away
-    for series, label in SERIES.items():
+    for series, (label, _) in SERIES.items():
         if state is not None or not series.endswith("carried"):
             on_part(label)
             updates[series] = [displacements(model, batch, series, count, rates, state) for count in steps]

@@ -5,21 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from locobench.curvature import DIRECTIONS
-from locobench.resemblance import SERIES
+from locobench import canvas
 from locobench.runfile import write_atomically
+from locobench.series import DIRECTIONS, SERIES
 
 _LINES = {"solid": "-", "dashed": "--", "dotted": ":"}  # by damping
-_LOOKS = {
-    "squared plain": ("#0072B2", "o"),
-    "matching plain": ("#D55E00", "s"),
-    "squared rmsprop": ("#56B4E9", "o"),
-    "matching rmsprop": ("#E69F00", "s"),
-    "matching carried": ("#009E73", "D"),
-}
 
 
 def save(content: dict[str, Any], path: Path) -> list[Path]:
@@ -41,8 +33,7 @@ def draw(content: dict[str, Any]) -> Figure:
     """A row of panels per point and direction, a column per layer, a line per series and damping."""
     points = content["points"]
     count = len(points[0]["layers"])
-    figure = Figure(figsize=(2.0 * count + 0.6, 6.4 * len(points) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.blank(figsize=(2.0 * count + 0.6, 6.4 * len(points) + 0.9))
     parts = figure.subfigures(len(points), 1, squeeze=False)[:, 0]
     for part, point in zip(parts, points, strict=True):
         when = f"after {point['training_steps']} steps" if point["training_steps"] else "at the initial weights"
@@ -72,16 +63,16 @@ def _panel(axes: Axes, layer: dict[str, Any], kind: str, steps: list[int]) -> No
     for result, line in zip(layer["dampings"], _LINES.values(), strict=False):
         axes.axhline(result["gradient"][kind], color="#999999", linestyle=line, linewidth=1.2, label="gradient")
         for series, by_kind in result["updates"].items():
-            colour, marker = _LOOKS[series]
+            label, style = SERIES[series]
             axes.plot(
                 steps,
                 by_kind[kind],
-                color=colour,
+                color=style.colour,
                 linestyle=line,
-                marker=marker,
+                marker=style.marker,
                 markersize=3,
                 linewidth=1.2,
-                label=SERIES[series],
+                label=label,
             )
     axes.set_xscale("log")
     axes.set_xticks([1, 3, 10, 50], ["1", "3", "10", "50"])

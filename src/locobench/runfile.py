@@ -1,7 +1,6 @@
 """A run's file: its configuration, then a row per epoch; whole after every epoch, whatever happens."""
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from locobench import plain_json
 from locobench.errors import BenchError
 
 Row = dict[str, Any]
@@ -18,6 +18,7 @@ _WHOLE = {
     **dict.fromkeys(("epochs", "steps_per_epoch", "schedule_epochs", "batch_size", "threads", "pixels"), 1),
     **dict.fromkeys(("seed", "parameters", "train_images", "test_images"), 0),
 }
+_LARGEST, _MOST = 1e100, 10**12  # a number, a count
 _TRIALS = "trials.jsonl"  # of a study: an export with a row per run, no run file
 _EPOCH_KEYS = {"method", "epoch", "seconds", "train_loss", "test_loss"}
 
@@ -68,7 +69,7 @@ def read(path: Path) -> RunFile:
         raise BenchError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(text.splitlines(), start=1):
         try:
-            row = json.loads(line, parse_constant=_no_constant)
+            row = plain_json.loads(line)
             expected = _CONFIG_KEYS if run is None else _EPOCH_KEYS
             if not isinstance(row, dict) or expected - row.keys():
                 raise ValueError(f"expected an object with {', '.join(sorted(expected))}")
@@ -79,7 +80,7 @@ def read(path: Path) -> RunFile:
             else:
                 _check_epoch(row, run)
                 run.rows.append(row)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise BenchError(
                 f"{path}, line {number} is damaged ({error}); delete the file to begin this run anew"
             ) from None
@@ -89,18 +90,13 @@ def read(path: Path) -> RunFile:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
-        return False
+    """Whether it is a finite number of a size that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def is_count(value: object, smallest: int) -> bool:
-    """Whether it is a whole number of at least that."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+    """Whether it is a whole number of at least that, and none that nobody can have counted to."""
+    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= _MOST
 
 
 def check_params(params: object) -> None:
@@ -110,10 +106,6 @@ def check_params(params: object) -> None:
     for name, value in params.items():
         if not is_number(value):
             raise ValueError(f"{name} among the params should be a number, is {value!r}")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of a run file")
 
 
 def _check_config(row: Row) -> None:
@@ -130,9 +122,9 @@ def _check_config(row: Row) -> None:
     for key in ("machine", "versions", "optimizer"):
         if not isinstance(row.get(key, {}), dict):
             raise ValueError(f"{key} should be an object, is {row[key]!r}")
-    for key in ("lr", "initial_loss"):
-        if not is_number(row.get(key, 1.0)):
-            raise ValueError(f"{key} should be a number, is {row[key]!r}")
+    if not is_number(row["lr"]) or row["lr"] <= 0:
+        raise ValueError(f"lr should be a positive number, is {row['lr']!r}")
+    _check_amount(row, "initial_loss", 0.0)
 
 
 def _check_epoch(row: Row, before: RunFile) -> None:
@@ -143,12 +135,19 @@ def _check_epoch(row: Row, before: RunFile) -> None:
         raise ValueError(f"the run ended with epoch {epoch - 1}")
     if not isinstance(row.get("diverged", False), bool):
         raise ValueError(f"diverged should be true or false, is {row['diverged']!r}")
-    if not is_number(row.get("lr", 1.0)):
-        raise ValueError(f"lr should be a number, is {row['lr']!r}")
+    _check_amount(row, "lr", 0.0)
     for key in ("seconds", "train_loss", "test_loss"):
-        missing = key != "seconds" and row.get("diverged") and row[key] is None
-        if not missing and not is_number(row[key]):
-            raise ValueError(f"{key} should be a number, is {row[key]!r}")
+        if key == "seconds" or row[key] is not None or not row.get("diverged"):
+            _check_amount(row, key, None)
+    if before.rows and row["seconds"] < before.rows[-1]["seconds"]:
+        raise ValueError(f"seconds should not fall, are {row['seconds']!r} after {before.rows[-1]['seconds']!r}")
+
+
+def _check_amount(row: Row, key: str, absent: float | None) -> None:
+    """Seconds, rates and cross-entropies are not negative."""
+    value: Any = row.get(key, absent)
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{key} should be a number of at least 0, is {value!r}")
 
 
 @contextmanager

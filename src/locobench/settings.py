@@ -15,6 +15,8 @@ from locobench.errors import BenchError
 
 # Raised when the same settings would no longer give the same numbers: results of two protocols do not mix.
 PROTOCOL = 1
+MOST_THREADS = 4096
+MOST_SEED = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Settings:
         for name, value in self.params.items():
             if not isfinite(value):
                 raise BenchError(f"{name} of {self.method} must be a finite number, got {value}")
-        at_most((1 << 31) - 1, seed=self.seed)
-        at_most(4096, threads=self.threads)
+        at_most(MOST_SEED, seed=self.seed)
+        at_most(MOST_THREADS, threads=self.threads)
 
     def as_row(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -88,14 +90,15 @@ def at_most(largest: int, **numbers: int) -> None:
             raise BenchError(f"--{name.replace('_', '-')} must be at most {largest}, got {number}")
 
 
-def whole_numbers(option: str, text: str) -> list[int]:
-    """The numbers of a comma-separated list, each once and at least 1."""
+def whole_numbers(option: str, text: str, largest: int) -> list[int]:
+    """The numbers of a comma-separated list, each once, from 1 to the largest."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise BenchError(f"--{option} must be comma-separated whole numbers, such as 1,2,4; got {text!r}") from None
     for number in numbers:
         at_least(1, **{option: number})
+        at_most(largest, **{option: number})
     return list(dict.fromkeys(numbers))
 
 
@@ -104,6 +107,8 @@ def use_device(name: str, threads: int) -> torch.device:
 
     Denormal numbers are flushed to zero, for every method alike: they cost up to a tenth of a step on CPUs.
     """
+    at_least(1, threads=threads)
+    at_most(MOST_THREADS, threads=threads)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     try:

@@ -43,6 +43,8 @@ class Range:
         if not within:
             wanted = "0 < low < high" if self.scale == "log" else "0 <= low < high < 1"
             raise BenchError(f"a {self.scale} range needs {wanted}, got {self.low} and {self.high}")
+        if not self._coordinate(self.low) < self._coordinate(self.high):
+            raise BenchError(f"{self.low} and {self.high} are too close for a range")
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -126,7 +128,7 @@ def from_data(ranges: Mapping[str, Any], place: str) -> Space:
             bounds = entry["range"] if isinstance(entry, dict) else entry
             scale: Any = entry.get("scale", "log") if isinstance(entry, dict) else "log"
             low, high = (float(bound) for bound in bounds)
-            if not (isfinite(low) and isfinite(high)):
+            if not (isfinite(low) and isfinite(high)) or isinstance(bounds, str):
                 raise ValueError
             found[name] = Range(low, high, scale)
         except (KeyError, TypeError, ValueError, OverflowError):

@@ -35,7 +35,6 @@ _DEFAULTS = {
     "trials": None,
     "seed": 0,
 }
-_MOST_TRIALS = 100_000  # of a method; all are planned in memory
 _SOON = 60.0  # seconds within which another process is done with what it holds only briefly
 
 
@@ -159,7 +158,7 @@ def open_study(
         if content["threads"] is None:
             content["threads"] = max(1, default_threads() // workers)
         at_least(1, trials=content["trials"])
-        at_most(_MOST_TRIALS, trials=content["trials"])
+        at_most(description.MOST_TRIALS, trials=content["trials"])
         content |= {"sampler": proposals.SAMPLER, "pruner": proposals.PRUNER, "protocol": PROTOCOL}
         study = Study(folder, content)
         study.settings("sgd", {"lr": 1.0})  # checks its numbers

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from locobench import plots
+from locobench.markdown import markdown_table
 from locobench.methods import METHODS, Method
 from locobench.methods.method import written
 from locobench.prices import read_prices
@@ -198,6 +199,5 @@ def _table(headings: tuple[str, ...], lines: list[tuple[str, ...]], title: str) 
 
 
 def _markdown(headings: tuple[str, ...], lines: list[tuple[str, ...]], notes: list[str]) -> str:
-    rule = ["---" if heading in ("method", "epochs") else "--:" for heading in headings]
-    rows = ["| " + " | ".join(line) + " |" for line in (headings, rule, *lines)]
-    return "\n".join([*rows, "", *(f"{note}\n" for note in notes)])
+    rows = markdown_table(headings, lines, left=("method", "epochs"))
+    return "\n".join([rows, "", *(f"{note}\n" for note in notes)])

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from locobench.errors import BenchError
 from locobench.libraries import TENSORBOARD
-from locobench.reconstructions import path_of
+from locobench.reconstructions import grey, path_of
 from locobench.runfile import RunFile, prepare_folder, read, read_folder
 
 
@@ -46,13 +45,15 @@ def _write(run: RunFile, target: Path) -> Path:
     """Fill a neighbour, then put its events in the place of those that were there; nothing else is touched."""
     neighbour = target.with_name(target.name + ".part")
     shutil.rmtree(neighbour, ignore_errors=True)
-    _fill(run, neighbour)
-    target.mkdir(parents=True, exist_ok=True)
-    for earlier in target.glob("events.out.tfevents*"):
-        earlier.unlink()
-    for made in neighbour.iterdir():
-        os.replace(made, target / made.name)
-    neighbour.rmdir()
+    try:
+        _fill(run, neighbour)
+        target.mkdir(parents=True, exist_ok=True)
+        for earlier in target.glob("events.out.tfevents*"):
+            earlier.unlink()
+        for made in neighbour.iterdir():
+            os.replace(made, target / made.name)
+    finally:
+        shutil.rmtree(neighbour, ignore_errors=True)
     return target
 
 
@@ -67,8 +68,9 @@ def _fill(run: RunFile, folder: Path) -> None:
             for name, key in (("loss/train", "train_loss"), ("loss/test", "test_loss"), ("lr", "lr")):
                 if key in row:
                     writer.add_scalar(name, row[key], row["epoch"], walltime=began + row["seconds"])
-        if rows and path_of(run.path).exists():
-            writer.add_image("reconstructions", _pixels(path_of(run.path)), rows[-1]["epoch"], dataformats="HW")
+        picture = grey(path_of(run.path)) if rows else None
+        if picture is not None:
+            writer.add_image("reconstructions", np.asarray(picture), rows[-1]["epoch"], dataformats="HW")
 
 
 def _writer() -> type[Any]:
@@ -77,8 +79,3 @@ def _writer() -> type[Any]:
         from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter
-
-
-def _pixels(path: Path) -> np.ndarray[Any, Any]:
-    with Image.open(path) as image:
-        return np.array(image)

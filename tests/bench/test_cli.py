@@ -171,6 +171,13 @@ def test_a_name_that_looks_like_markup_is_shown_as_it_is(study: Path):
     assert "[/odd]" in shown("show", study / "best" / "1")
 
 
+def test_a_name_that_looks_like_a_formula_or_a_cell_is_shown_as_it_is(study: Path):
+    for path in study.glob("best/1/*.jsonl"):
+        change_rows(path, lambda rows: [{**row, "method": "$\\frac$|\nx"} for row in rows])
+    shown("show", study / "best" / "1")
+    assert "| $\\frac$\\| x |" in (study / "best" / "1" / "table.md").read_text()
+
+
 def test_show_without_runs(tmp_path: Path):
     assert "holds no runs" in refused("show", tmp_path)
     assert "is not a folder" in refused("show", tmp_path / "nowhere")

@@ -302,6 +302,16 @@ def test_the_block_of_the_readme(study: Path, tmp_path: Path, monkeypatch: pytes
     assert "out of date" in refused("report", "--readme", "--check")
 
 
+def test_a_readme_keeps_its_ends_of_lines(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_bytes(f"# x\r\n{readme_block.BEGIN}\r\n{readme_block.END}\r\n".encode())
+    shown("report", study, "--readme")
+    text = Path("README.md").read_bytes()
+    assert text.count(b"\r\n") == text.count(b"\n") > 10
+    assert "up to date" in shown("report", "--readme", "--check")
+    assert "README.md" not in shown("report", "--readme"), "nothing to write"
+
+
 def test_this_projects_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(RESULTS.parent)
     assert command.README.exists()

@@ -12,13 +12,14 @@ from locobench.report import page as parts
 from locobench.report import second_order, write
 from locobench.report.study import load
 from locobench.report.summary import summarize
+from locobench.series import DIRECTIONS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a browser: apt-get install chromium")
 RESULTS = Path(__file__).parent.parent.parent / "results"
 LOSSES = ["train-epochs", "train-seconds", "train-adam-steps", "test-epochs"]
-PLOTS = [*LOSSES, "sensitivity", "local", *(f"second-order-{name}" for name in second_order.DIRECTIONS)]
+PLOTS = [*LOSSES, "sensitivity", "local", *(f"second-order-{name}" for name in DIRECTIONS)]
 
 
 class Tab:

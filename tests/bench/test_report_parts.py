@@ -70,6 +70,11 @@ def test_ticks_of_log_axes(low: float, high: float, least: int):
     assert all(0.8 * low <= tick <= 1.25 * high for tick in ticks)
 
 
+@pytest.mark.parametrize(("low", "high"), [(5e-324, 1e100), (1e-200, 1e200), (0.0, 1.0)])
+def test_ticks_of_axes_beyond_measure(low: float, high: float):
+    assert len(log_ticks(low, high)) <= 16
+
+
 def test_trials_that_end_high_do_not_flatten_the_plot():
     study = load(RESULTS / "curves-search")
     worse = [*study.trials, replace(study.trials[0], train_loss=1e6, lr=9.0)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import refused
+from PIL import Image
 from reports import change_rows, page_of, shown
 
 from locobench import runfile
@@ -41,7 +42,10 @@ def test_the_same_run_twice_is_refused(study: Path):
         ({"state": "lost"}, "state should be one of"),
         ({"lr": "high"}, "lr should be a positive number"),
         ({"train_loss": None}, "a finished trial should have a train_loss"),
-        ({"train_loss": float("nan")}, "train_loss should be a number or null"),
+        ({"train_loss": float("nan")}, "NaN is no number"),
+        ({"train_loss": -1}, "train_loss should be a number of at least 0 or null"),
+        ({"file": "../adam.jsonl"}, "file should be 'trials/"),
+        ({"trial": 10**400}, "100000000000… (401 characters) is too large"),
         ({"params": 3}, "params should be an object"),
         ({"epochs": "all"}, "epochs should be a whole number of at least 0"),
     ],
@@ -65,6 +69,10 @@ def test_a_damaged_trial_is_named_by_file_and_line(study: Path, damage: object, 
         ({"parameters": "many"}, "parameters should be a whole number of at least 0"),
         ({"threads": 0}, "threads should be a whole number of at least 1"),
         ({"machine": "mine"}, "machine should be an object"),
+        ({"lr": 0}, "lr should be a positive number, is 0"),
+        ({"initial_loss": -1}, "initial_loss should be a number of at least 0"),
+        ({"parameters": 10**20}, "parameters should be a whole number"),
+        ({"method": "\ud800"}, "half a surrogate pair"),
     ],
 )
 def test_damaged_circumstances_of_a_run_are_named(study: Path, damage: dict[str, object], reason: str):
@@ -97,11 +105,41 @@ def test_a_readme_that_cannot_be_written_is_refused_before_the_report(
     assert "cannot read README.md" in refused("report", study, "--readme")
     Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report 'a b --readme`\n{readme.END}\n")
     assert "cannot be read (No closing quotation): 'a b" in refused("report", "--readme")
-    Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report a --speed --readme`\n{readme.END}\n")
-    assert "should end with one file after --speed: a --speed" in refused("report", "--readme")
+    for words in ("a --speed", "a --speed b c", "--speed b", "a --speed=b", "a --fast", "a --speed --readme"):
+        Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report {words} --readme`\n{readme.END}\n")
+        assert f"should name folders, and at most one file after --speed at its end: {words}" in refused(
+            "report", "--readme"
+        )
     odd = study.rename(tmp_path / "a`b")
     assert "a name with a backtick in it cannot stand in Markdown" in refused("report", odd, "--readme")
     assert not (odd / "report").exists()
+
+
+def test_no_report_is_written_where_another_cannot_be(study: Path, tmp_path: Path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "adam.jsonl").write_text("{half a")
+    assert "adam.jsonl, line 1 is damaged" in refused("report", study, bad)
+    assert not (study / "report").exists()
+
+
+def test_a_best_trial_of_another_method_is_named(study: Path):
+    shutil.rmtree(study / "best")
+    for path in study.glob("trials/adam/*.jsonl"):
+        change_rows(path, lambda rows: [{**row, "method": "sgd"} for row in rows])
+    assert "is a run of sgd, where the search has one of adam" in refused("report", study)
+
+
+def test_a_picture_of_another_kind_is_shown_and_a_damaged_one_leaves_nothing(study: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    picture, run = study / "best" / "1" / "adam.reconstructions.png", study / "best" / "1" / "adam.jsonl"
+    Image.new("RGBA", (20, 4)).save(picture)
+    shown("export", run, "--tensorboard", tmp_path / "logs")
+    picture.write_bytes(b"none")
+    assert "adam.reconstructions.png is damaged" in refused("export", run, "--tensorboard", tmp_path / "others")
+    assert not list((tmp_path / "others").rglob("*"))
+    Image.new("L", (20, 1)).save(picture)
+    assert "is no row of images above another" in refused("report", study)
 
 
 def test_other_damage_is_named(study: Path, tmp_path: Path):

@@ -9,7 +9,7 @@ from commands import run
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from locobench import curvature, curves, problems, resemblance
+from locobench import curvature, curves, problems, resemblance, series
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def well_conditioned() -> tuple[problems.Autoencoder, torch.Tensor]:
 def test_one_plain_step_is_the_gradient_and_many_are_foof(well_conditioned):
     rows = resemblance.measure(*well_conditioned, [1e-6], steps=[1, 30, 1000])
     for row in rows:
-        for series in ("squared plain", "matching plain"):
-            assert row["to_gradient"][series][0] == pytest.approx(1, abs=1e-12)
+        for name in ("squared plain", "matching plain"):
+            assert row["to_gradient"][name][0] == pytest.approx(1, abs=1e-12)
         (result,) = row["dampings"]
         first, some, many = result["updates"]["squared plain"]["foof"]
         assert first == pytest.approx(result["gradient"]["foof"], abs=1e-12)
@@ -138,11 +138,9 @@ def test_command(tmp_path: Path):
         assert [row["layer"] for row in point["layers"]] == ["encoder.0", "encoder.2", "decoder.0", "decoder.2"]
         for row in point["layers"]:
             for result in row["dampings"]:
-                assert result["updates"].keys() == set(resemblance.SERIES) - (
-                    set() if carried else {"matching carried"}
-                )
+                assert result["updates"].keys() == set(series.SERIES) - (set() if carried else {"matching carried"})
                 for by_kind in result["updates"].values():
-                    assert by_kind.keys() == curvature.DIRECTIONS.keys()
+                    assert by_kind.keys() == series.DIRECTIONS.keys()
                     assert all(len(cosines) == len(content["steps"]) for cosines in by_kind.values())
 
 

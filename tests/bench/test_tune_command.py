@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 from dataclasses import replace
-from math import inf
+from math import inf, nextafter
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,9 @@ def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[obj
     assert not (tmp_path / "out" / "study.json").exists()
 
 
+OTHER = {"lr": [1, 2], "x": [1, 2]}  # a space with one name more
+
+
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
@@ -120,11 +123,21 @@ def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[obj
         ("spaces", {"sgd": {}}, "the space of sgd should be an object with a range of lr, is {}"),
         ("spaces", {"sgd": {"lr": [1, "x"]}}, "the space of sgd: lr must be [low, high]"),
         ("spaces", {"sgd": {"lr": [2, 1]}}, "the space of sgd: lr: a log range needs 0 < low < high"),
+        ("spaces", {"sgd": {"lr": "12"}}, "the space of sgd: lr must be [low, high]"),
+        (
+            "spaces",
+            {"sgd": {"lr": [1e99, nextafter(1e99, inf)]}},
+            "the space of sgd: lr: 1e+99 and 1.0000000000000001e+99",
+        ),
         ("widened", [], "widened is []"),
+        ("widened", {"sgd": [dict.fromkeys(("space", "new"), OTHER)]}, "widened, sgd is ['lr', 'x']"),
         ("widened", {"sgd": [{}]}, "widened, sgd is {}, should be space and new"),
         ("widened", {"nobody": []}, "widened, nobody is []"),
         ("trials", "x", "trials is 'x', should be a whole number of at least 1"),
         ("trials", True, "trials is True"),
+        ("trials", 10**9, "trials is 1000000000, should be at most 100000"),
+        ("threads", 10**11, "threads is 100000000000, should be at most 4096"),
+        ("data", "\ud800", "half a surrogate pair"),
         ("trials", float("nan"), "NaN is no number"),
         ("epochs", None, "epochs is None"),
         ("batch_size", 0, "batch_size is 0"),

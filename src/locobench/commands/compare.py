@@ -147,11 +147,11 @@ def _compare_tuned(folder: Path, seeds: str, methods: str | None, given: Sequenc
     if others:
         options = ", ".join("--" + name.strip("_").replace("_", "-") for name in others)
         raise BenchError(f"{options} cannot be given with --tuned: the study decides")
-    from locobench.settings import whole_numbers
+    from locobench.settings import MOST_SEED, whole_numbers
 
     try:
         from locobench.tuned import compare_tuned
     except ModuleNotFoundError as error:
         raise BenchError(f"--tuned needs {error.name}: pip install optuna sqlalchemy filelock") from None
 
-    compare_tuned(folder, whole_numbers("seeds", seeds), methods, Console())
+    compare_tuned(folder, whole_numbers("seeds", seeds, MOST_SEED), methods, Console())

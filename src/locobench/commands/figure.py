@@ -90,11 +90,12 @@ def _second_order(
     from locobench import problems, resemblance, resemblance_plot
     from locobench.data import load
     from locobench.runfile import prepare_folder
-    from locobench.settings import at_least, default_threads, use_device
+    from locobench.settings import MOST_SEED, at_least, at_most, default_threads, use_device
 
     threads = default_threads() if threads is None else threads
     at_least(0, warm_up=warm_up, seed=seed)
     at_least(1, batch_size=batch_size, threads=threads)
+    at_most(MOST_SEED, seed=seed)
     try:
         dampings = [float(part) for part in damping.split(",")]
     except ValueError:

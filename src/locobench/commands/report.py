@@ -54,7 +54,7 @@ def report(
     """
     with plain_errors():
         from locobench.report import readme as block
-        from locobench.report.write import write
+        from locobench.report.write import write_all
 
         if check and not readme:
             raise BenchError("--check goes with --readme")
@@ -72,7 +72,7 @@ def report(
             return
         if readme:
             block.check(README, chosen, speed)
-        made = [file for folder in chosen for file in write(folder, speed=speed, second_order=second_order).files]
+        made = write_all(chosen, speed=speed, second_order=second_order)
         if readme and block.rewrite(README, chosen, speed):
             made.append(README)
         _say(made)

@@ -71,9 +71,8 @@ def speed(
 
         at_least(1, rounds=rounds)
         threads = default_threads() if threads is None else threads
-        at_least(1, threads=threads)
-        widths, depths = whole_numbers("width", width), whole_numbers("depth", depth)
-        batch_sizes = whole_numbers("batch-size", batch_size)
+        widths, depths = whole_numbers("width", width, 1000), whole_numbers("depth", depth, 1000)
+        batch_sizes = whole_numbers("batch-size", batch_size, 10**12)
         chosen = find_all(methods, PRICED)
         prepare_folder(out.parent)
         if out.is_dir():

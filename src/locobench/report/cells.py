@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import inf
 
+from locobench.markdown import markdown_table
 from locobench.report.means import Mean
 from locobench.report.summary import Line, Summary
 
@@ -99,12 +100,9 @@ def markdown(summary: Summary, only: tuple[str, ...] = ()) -> str:
     rows = [row(line, summary) for line in summary.lines]
     rows += [absent(label, reason, len(heads)) for label, reason in summary.absent.items()]
     kept = [i for i, column in enumerate(heads) if not only or column.title in only]
-    lines = [
-        [heads[i].title for i in kept],
-        ["--:" if heads[i].numeric else "---" for i in kept],
-        *([cells[i].text for i in kept] for cells in rows),
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    left = [head.title for head in heads if not head.numeric]
+    written = [[cells[i].text for i in kept] for cells in rows]
+    return markdown_table([heads[i].title for i in kept], written, left) + "\n"
 
 
 def _mean(mean: Mean | None) -> Cell:

@@ -17,6 +17,7 @@ from locobench.report.study import Study
 from locobench.report.summary import Line, Summary
 from locobench.report.ticks import log_ticks
 from locobench.report.words import headline
+from locobench.series import DIRECTIONS
 from locobench.styles import FAMILIES, LOCOPROP, family, style
 
 
@@ -129,7 +130,7 @@ def _second_order(content: dict[str, Any]) -> list[Plot]:
             f"Cosine between LocoProp's update and the direction of {name} against the number of local steps.",
             second_order.figure(content, direction),
         )
-        for direction, name in second_order.DIRECTIONS.items()
+        for direction, name in DIRECTIONS.items()
     ]
 
 

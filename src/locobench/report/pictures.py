@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
+from locobench import canvas
 from locobench.report.study import ceiling
 from locobench.report.summary import Line, label
 from locobench.report.ticks import log_ticks
@@ -106,8 +106,7 @@ def sensitivity(trials: Sequence[Trial], title: str, path: Path) -> Path:
 
 
 def _start(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas.blank(figsize=(8, 4.8), dpi=150)
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     return figure, axes

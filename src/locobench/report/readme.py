@@ -33,12 +33,13 @@ def recorded(readme: Path) -> tuple[list[Path], Path | None]:
         words = shlex.split(found[1])
     except ValueError as error:
         raise BenchError(f"the command in the block of {readme} cannot be read ({error}): {found[1]}") from None
-    if "--speed" not in words:
-        return [Path(word) for word in words], None
-    option = words.index("--speed")
-    if option + 2 != len(words):
-        raise BenchError(f"the command in the block of {readme} should end with one file after --speed: {found[1]}")
-    return [Path(word) for word in words[:option]], Path(words[option + 1])
+    *folders, option, speed = words if "--speed" in words else [*words, "--speed", ""]
+    if option != "--speed" or not folders or any(word.startswith("-") for word in [*folders, speed]):
+        raise BenchError(
+            f"the command in the block of {readme} should name folders, and at most one file after --speed at its end: "
+            f"{found[1]}"
+        )
+    return [Path(folder) for folder in folders], Path(speed) if speed else None
 
 
 def check(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> None:
@@ -56,15 +57,17 @@ def rewrite(readme: Path, folders: Sequence[Path], speed: Path | None = None) ->
     """Put the block as the folders' files give it; returns whether anything changed."""
     before, old, after = _split(readme)
     new = block(readme, folders, speed)
+    if "\r\n" in before:  # a file keeps its ends of lines
+        new = new.replace("\n", "\r\n")
     if new == old:
         return False
-    write_atomically(readme, lambda file: file.write_text(before + new + after, encoding="utf-8"))
+    write_atomically(readme, lambda file: file.write_bytes((before + new + after).encode()))
     return True
 
 
 def is_current(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> bool:
     """Whether the block says what the files give. Date and commit may lag: a commit cannot name itself."""
-    _, old, _ = _split(readme)
+    old = _split(readme)[1]
     return _comparable(old) == _comparable(block(readme, folders, speed))
 
 
@@ -120,7 +123,7 @@ def _comparable(text: str) -> list[str]:
 def _split(readme: Path) -> tuple[str, str, str]:
     """What comes before the block's text, the text, and what comes after it."""
     try:
-        text = readme.read_text(encoding="utf-8")
+        text = readme.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"cannot read {readme}: {error}; run this in the folder of README.md") from error
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):

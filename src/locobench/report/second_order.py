@@ -1,23 +1,16 @@
 """How LocoProp's update resembles second-order directions, from the file of `locobench figure second-order`."""
 
-import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
 
+from locobench import plain_json
 from locobench.errors import BenchError
 from locobench.report.charts import layout
-
-DIRECTIONS = {"foof": "FOOF", "kfac": "K-FAC", "gauss-newton": "Gauss-Newton"}
-SERIES = {
-    "squared plain": ("LocoProp-S, plain steps", "#0072B2", "circle"),
-    "matching plain": ("LocoProp-M, plain steps", "#D55E00", "square"),
-    "squared rmsprop": ("LocoProp-S, RMSProp", "#56B4E9", "circle"),
-    "matching rmsprop": ("LocoProp-M, RMSProp", "#E69F00", "square"),
-    "matching carried": ("LocoProp-M, RMSProp with the state of training", "#009E73", "diamond"),
-}
+from locobench.series import DIRECTIONS, SERIES, Series
+from locobench.styles import Style
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -27,7 +20,7 @@ def read(path: Path) -> dict[str, Any]:
         BenchError: The file cannot be read or is another one.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = plain_json.loads(path.read_text(encoding="utf-8"))
         for direction in DIRECTIONS:
             figure(content, direction)
     except OSError as error:
@@ -72,14 +65,14 @@ def figure(content: dict[str, Any], direction: str) -> go.Figure:
 
 
 def _series(key: str, steps: list[int], means: list[float], view: str, shown: bool) -> go.Scatter:
-    title, colour, symbol = SERIES.get(key, (key, "#777777", "circle"))
+    title, style = SERIES.get(key, Series(key, Style("#777777", "o")))
     return go.Scatter(
         x=steps,
         y=means,
         mode="lines+markers",
         name=title,
-        line={"color": colour, "width": 2},
-        marker={"symbol": symbol, "size": 6},
+        line={"color": style.colour, "width": 2},
+        marker={"symbol": style.symbol, "size": 6},
         hovertemplate=f"<b>{title}</b><br>%{{x}} local steps: %{{y:.3f}}<extra></extra>",
         meta={"view": view},
         visible=shown,

@@ -123,7 +123,12 @@ def _study(folder: Path) -> Study:
 def _best_of_search(trials: list[Trial], method: str) -> list[RunFile]:
     """The run of a method's best finished trial, if there is one and its file is there."""
     best = best_trial([trial for trial in trials if trial.file.exists()], method)
-    return [] if best is None else [read(best.file)]
+    if best is None:
+        return []
+    run = read(best.file)
+    if _method(run) != method:
+        raise BenchError(f"{best.file} is a run of {_method(run)}, where the search has one of {method}; restore it")
+    return [run]
 
 
 def ceiling(trials: Sequence[Trial]) -> float:

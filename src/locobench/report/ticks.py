@@ -15,6 +15,6 @@ def log_ticks(low: float, high: float) -> list[float]:
     if low <= 0:
         return []
     span = high / low
-    cuts = next(cuts for most, cuts in _CUTS if span < most)
+    cuts = next(cuts for most, cuts in _CUTS if span <= most)
     ticks = [float(f"{cut}e{power}") for power in range(-4, 12) for cut in cuts]
     return [tick for tick in ticks if 0.8 * low <= tick <= 1.25 * high]

@@ -41,6 +41,18 @@ def check() -> None:
         raise BenchError(f"the page needs a library that is not installed: {'; '.join(missing)}")
 
 
+def write_all(folders: Sequence[Path], *, speed: Path | None = None, second_order: Path | None = None) -> list[Path]:
+    """Write a report about each folder, once all of them are known to be readable; returns the files.
+
+    Args:
+        folders: As for `write`, and so are the other two.
+    """
+    check()
+    for folder in folders:
+        load(folder, speed)
+    return [file for folder in folders for file in write(folder, speed=speed, second_order=second_order).files]
+
+
 def write(folder: Path, *, speed: Path | None = None, second_order: Path | None = None) -> Written:
     """Read a folder and write its report; each file is put in its place as a whole.
 
