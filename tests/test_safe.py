@@ -1,6 +1,7 @@
 """safe=True: no solve leaves a local objective above its old value, and steps end when it no longer falls."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from hypothesis import strategies as st
 from test_combinations import LOSSES, make_task, solve
 from torchloco import FirstOrderSteps, GradientTarget, LocoProp, Loss, MirrorTarget, RMSProp, Solver, SquaredDistance
 
+OUTSIDE = partial(RMSProp, momentum=0.9, lr_outside=True)
+
 
 @given(
     lr=st.floats(1e-4, 1e6),
     loss=st.sampled_from(sorted(LOSSES)),
     transfer=st.sampled_from(["tanh", "relu", "sigmoid", "softmax", "identity"]),
     rows=st.integers(1, 40),
-    inner=st.sampled_from([torch.optim.SGD, torch.optim.Adam, RMSProp]),
+    inner=st.sampled_from([torch.optim.SGD, torch.optim.Adam, RMSProp, OUTSIDE]),
     bias=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
@@ -60,6 +63,21 @@ def test_steps_that_are_too_long_are_halved():
         solve(FirstOrderSteps(torch.optim.SGD, steps=30, schedule="constant"), task)
         values[safe] = task.problem.value(task.values).item() - before
     assert values[False] > 0 > values[True]
+
+
+def test_steps_under_way_are_halved_too_where_lr_is_outside_of_them(monkeypatch: pytest.MonkeyPatch):
+    task = make_task(LOSSES["matching"], MirrorTarget(), None, safe=True)
+    task.lrs = [1e6] * 2
+    taken: list[tuple[float, float]] = []
+
+    def step(self: RMSProp) -> None:
+        taken.append((self.param_groups[0]["lr"], self.param_groups[0]["weight"]))
+        original(self)
+
+    original = RMSProp.step
+    monkeypatch.setattr(RMSProp, "step", step)
+    solve(FirstOrderSteps(RMSProp, steps=4, momentum=0.9, lr_outside=True), task)
+    assert taken == [(1e6, 1.0), (5e5, 0.75), (2.5e5, 0.5), (1.25e5, 0.25)]
 
 
 def test_steps_end_when_the_objective_no_longer_falls(monkeypatch):

@@ -198,7 +198,7 @@ class FirstOrderSteps(Solver):
         kept, at_best = [p.clone() for p in task.values], [g.clone() for g in gradients]
         shrink = 1.0
         for j in range(steps):
-            self._step(task, gradients, shrink * self.schedule(j, steps))
+            self._step(task, gradients, self.schedule(j, steps), shrink)
             value, gradients = evaluate(task.values)
             if not value < best:  # also if it is not a number
                 shrink /= 2
@@ -214,14 +214,14 @@ class FirstOrderSteps(Solver):
             if fall <= _NO_LONGER_FALLS * (first - best):
                 break
 
-    def _step(self, task: Task, gradients: Gradients, factor: float) -> None:
+    def _step(self, task: Task, gradients: Gradients, factor: float, shrink: float = 1.0) -> None:
         assert task.inner is not None
         for p, g, group, lr in zip(task.params, gradients, task.inner.param_groups, task.lrs, strict=True):
             p.grad = g
-            if group.get("lr_outside", False):  # steps under way know nothing of the schedule
-                group["lr"], group["weight"] = lr, factor
+            if group.get("lr_outside", False):  # steps under way shrink, and know nothing of the schedule
+                group["lr"], group["weight"] = lr * shrink, factor
             else:
-                group["lr"] = lr * factor
+                group["lr"] = lr * shrink * factor
         task.inner.step()
 
     def multiply_adds(self, size: Size, steps: int) -> int:
