@@ -8,15 +8,12 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from locobench import canvas
 from locobench.errors import BenchError
-from locobench.methods import METHODS, PRICED
+from locobench.methods import family, label
 from locobench.runfile import write_atomically
 from locobench.settings import counted_threads
+from locobench.styles import style
 
 AXES = {"width": "hidden widths ×", "depth": "number of 500 layers ×", "batch_size": "images per step"}
-# This library's are the warm ones and thick; the marker says the same once more.
-_WARM = ("#D55E00", "#E69F00", "#A63600", "#C49A00", "#7F2704", "#FD8D3C", "#B30059", "#8C510A")
-_COLD = ("#0072B2", "#56B4E9", "#009E73", "#7A4B9A", "#222222", "#999999", "#005040", "#B0B000")
-_MARKERS = "osD^vp<>hd"
 
 
 def varying(content: dict[str, Any]) -> list[str]:
@@ -65,22 +62,21 @@ def series(rows: list[dict[str, Any]], key: str) -> dict[str, dict[int, float]]:
 
 
 def _panel(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
-    styles = _styles(list(dict.fromkeys(row["method"] for row in rows)))
     found = series(rows, key)
     for name, points in found.items():
         sizes = sorted(points)
-        colour, marker = styles[name]
-        prominent = _is_ours(name)
+        drawn, prominent = style(name), family(name) == "LocoProp"
         axes.plot(
             sizes,
             [points[size] for size in sizes],
-            color=colour,
-            marker=marker,
+            color=drawn.colour,
+            linestyle=drawn.linestyle,
+            marker=drawn.marker,
             linewidth=2.6 if prominent else 1.3,
             markersize=6 if prominent else 5,
             markeredgecolor="white",
             markeredgewidth=0.6,
-            label=PRICED[name].label if name in PRICED else name,
+            label=label(name),
             zorder=3 if prominent else 2,
         )
     sizes = sorted({size for points in found.values() for size in points})
@@ -97,17 +93,3 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], key: str) -> None:
     axes.grid(True, color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _styles(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by method."""
-    styles = {}
-    for palette, own in ((_WARM, True), (_COLD, False)):
-        group = [name for name in names if _is_ours(name) == own]
-        for number, name in enumerate(group):
-            styles[name] = palette[number % len(palette)], _MARKERS[number % len(_MARKERS)]
-    return styles
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith("locoprop") and name in METHODS

@@ -24,14 +24,14 @@ class Pair(Optimizer):
         rest: Callable[[list[nn.Parameter]], Optimizer],
     ) -> None:
         params = list(model.parameters())
-        self._parts = [matrices([p for p in params if p.dim() == 2]), rest([p for p in params if p.dim() != 2])]
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self.parts = [matrices([p for p in params if p.dim() == 2]), rest([p for p in params if p.dim() != 2])]
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._bind()
 
     def _bind(self) -> None:
         """Let both parts work on this optimizer's groups and state."""
         groups = iter(self.param_groups)
-        for part in self._parts:
+        for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
 
@@ -42,7 +42,7 @@ class Pair(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self._parts:
+        for part in self.parts:
             part.step()
         return loss
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from locobench import canvas
-from locobench.methods import METHODS
+from locobench.methods import family, label
 from locobench.runfile import RunFile, write_atomically
 from locobench.styles import style
 
@@ -45,12 +45,11 @@ def _curve(run: RunFile) -> _Curve:
     name: str = run.config["method"]
     rows = [row for row in run.rows if row["train_loss"] is not None]
     drawn = style(name)
-    label = METHODS[name].label if name in METHODS else name
     return _Curve(
-        label + ("  diverged" if run.diverged else f"  {rows[-1]['train_loss']:.4g}" if rows else ""),
+        label(name) + ("  diverged" if run.diverged else f"  {rows[-1]['train_loss']:.4g}" if rows else ""),
         drawn.colour,
         drawn.marker,
-        name.startswith("locoprop"),
+        family(name) == "LocoProp",
         [row["epoch"] for row in rows],
         [row["seconds"] for row in rows],
         [row["train_loss"] for row in rows],

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,7 +13,7 @@ from rich.table import Table
 from locobench import plain_json
 from locobench.errors import BenchError
 from locobench.markdown import markdown_table
-from locobench.methods import Method
+from locobench.methods import Method, family
 from locobench.runfile import is_count, is_number, write_atomically
 from locobench.settings import counted_threads, machine, versions
 
@@ -62,6 +62,12 @@ class Price:
         return median(own / adam for own, adam in zip(self.seconds, self.adam_seconds, strict=True))
 
     @property
+    def time_spread(self) -> float | None:
+        """Standard deviation of that over the rounds, None where there is one."""
+        ratios = [own / adam for own, adam in zip(self.seconds, self.adam_seconds, strict=True)]
+        return stdev(ratios) if len(ratios) > 1 else None
+
+    @property
     def bytes_ratio(self) -> float:
         """State bytes divided by Adam's."""
         return self.state_bytes / self.adam_state_bytes
@@ -84,6 +90,7 @@ class Price:
             "method": self.method.name,
             "step_seconds": self.step,
             "time_ratio": self.time_ratio,
+            "time_spread": self.time_spread,
             "state_bytes": self.state_bytes,
             "bytes_ratio": self.bytes_ratio,
             "peak_bytes": self.peak_bytes,
@@ -152,7 +159,7 @@ def _rows(section: Section) -> Iterator[tuple[tuple[str, ...], str | None]]:
     """Cells and style of a section's lines."""
     peak = section.peak["gflops"]
     for price in sorted((price for price in section.prices if price.trouble is None), key=lambda p: p.time_ratio):
-        style = "bold" if price.method.name.startswith("locoprop") else None
+        style = "bold" if family(price.method.name) == "LocoProp" else None
         yield (price.method.label, *_cells(price, peak)), style
     for price in section.prices:
         if price.trouble is not None:
@@ -220,8 +227,10 @@ def _check(row: Any) -> None:
         return
     if not is_number(row["time_ratio"]) or not 0 < row["time_ratio"] <= _DEAREST:
         raise ValueError(f"the price of {row['method']} is {row['time_ratio']!r}")
-    if not is_number(row.get("bytes_ratio", 0.0)) or row.get("bytes_ratio", 0.0) < 0:
-        raise ValueError(f"the bytes ÷ Adam's of {row['method']} are {row['bytes_ratio']!r}")
+    for key in ("bytes_ratio", "time_spread"):
+        value = row.get(key)
+        if value is not None and (not is_number(value) or value < 0):
+            raise ValueError(f"{key} of {row['method']} is {value!r}")
 
 
 def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:

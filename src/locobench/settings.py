@@ -90,14 +90,14 @@ def at_most(largest: int, **numbers: int) -> None:
             raise BenchError(f"--{name.replace('_', '-')} must be at most {largest}, got {number}")
 
 
-def whole_numbers(option: str, text: str, largest: int) -> list[int]:
-    """The numbers of a comma-separated list, each once, from 1 to the largest."""
+def whole_numbers(option: str, text: str, largest: int, smallest: int = 1) -> list[int]:
+    """The numbers of a comma-separated list, each once, within the bounds."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise BenchError(f"--{option} must be comma-separated whole numbers, such as 1,2,4; got {text!r}") from None
     for number in numbers:
-        at_least(1, **{option: number})
+        at_least(smallest, **{option: number})
         at_most(largest, **{option: number})
     return list(dict.fromkeys(numbers))
 

@@ -80,8 +80,13 @@ class Range:
         bounds = [self.low, self.high]
         return bounds if self.scale == "log" else {"range": bounds, "scale": self.scale}
 
+    @property
+    def bounds(self) -> str:
+        """Its ends, for people."""
+        return f"[{self.low:g}, {self.high:g}]"
+
     def __str__(self) -> str:
-        bounds = f"[{self.low:g}, {self.high:g}]"
+        bounds = self.bounds
         return bounds if self.scale == "log" else f'{{ range = {bounds}, scale = "{self.scale}" }}'
 
     def _coordinate(self, value: float) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from math import ceil
 from statistics import fmean
 from time import perf_counter
 
@@ -20,6 +21,7 @@ from locobench.settings import use_device
 from locobench.stepping import close, synchronize, take_step
 
 WARM_UP_STEPS = 2
+_ROUND = 4  # steps at least, an even number, so that each of the two is first as often as second
 PIXELS = 784
 
 
@@ -56,8 +58,9 @@ def measure(
 ) -> Iterator[Section]:
     """Time steps (zero_grad, forward, backward, step) on the autoencoder with random images of 784 pixels.
 
-    Each step comes right after one of Adam's: what else the machine does slows both down, and the ratio stays. A round
-    is a step, or as many as a method takes to repeat its work. Methods that miss their library or fail get no numbers.
+    Each step comes right after or before one of Adam's: what else the machine does slows both down, and the ratio
+    stays. A round is four steps, or as many more as a method takes to repeat its work. Methods that miss their library
+    or fail get no numbers.
 
     Args:
         methods: To be timed; Adam is always the yardstick.
@@ -135,13 +138,22 @@ def _measure_method(
     price.peak_bytes = peak_of_training(method, make, batch)
     contestant = _Contestant(method, make, batch)
     price.multiply_adds = multiply_adds(contestant.model, contestant.optimizer, batch, method.period)
+    count = method.period * ceil(_ROUND / method.period)
     for _ in range(rounds):
-        pairs = [(adam.time_step(), contestant.time_step()) for _ in range(method.period)]
-        price.adam_seconds.append(fmean(pair[0] for pair in pairs))
-        price.seconds.append(fmean(pair[1] for pair in pairs))
+        adam_seconds, seconds = zip(*(_pair(adam, contestant, number) for number in range(count)), strict=True)
+        price.adam_seconds.append(fmean(adam_seconds))
+        price.seconds.append(fmean(seconds))
         on_round()
     price.state_bytes = state_bytes(contestant.optimizer)
     close(contestant.optimizer)
+
+
+def _pair(adam: _Contestant, contestant: _Contestant, number: int) -> tuple[float, float]:
+    """Seconds of a step of Adam and of one of the contestant, who begin in turns: the second may find a warm cache."""
+    if number % 2:
+        seconds = contestant.time_step()
+        return adam.time_step(), seconds
+    return adam.time_step(), contestant.time_step()
 
 
 def peak_of_training(method: Method, make: Callable[[], problems.Autoencoder], batch: Tensor) -> int | None:

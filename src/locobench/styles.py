@@ -1,10 +1,7 @@
-"""How a method is drawn, the same in every plot, and which kind of method it is."""
+"""How a method is drawn, the same in every plot."""
 
 import zlib
 from dataclasses import dataclass
-
-LOCOPROP, FIRST_ORDER, SECOND_ORDER, OTHER = "LocoProp", "first-order", "second-order and matrix", "other"
-FAMILIES = (LOCOPROP, FIRST_ORDER, SECOND_ORDER, OTHER)
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ _LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _STYLES = {
     "locoprop-m": Style("#D55E00", "o"),
     "locoprop-s": Style("#E69F00", "o"),
+    "locoprop-m-normalized": Style("#E31A1C", "D"),
     "locoprop-m-fast": Style("#A63600", "s", "dash"),
     "locoprop-s-fast": Style("#B8860B", "s", "dash"),
     "locoprop-s-exact": Style("#7F2704", "D", "dot"),
@@ -75,22 +73,7 @@ _STYLES = {
 }
 _SPARE = (Style("#8C6D31", ">"), Style("#5D6D1E", "8"), Style("#7D3C98", "d"), Style("#1B7F8C", "h"))
 
-_SECOND_ORDER = {"muon", "shampoo", "soap", "kfac", "foof", "foof-curvlinops", "proxprop", "implicit-sgd"}
-_FIRST_ORDER = {
-    *("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "rmsprop-tf", "adam", "adamw", "nadam"),
-    *("schedule-free", "schedulefree", "schedule-free-adamw", "backprop", "sgd-momentum"),
-}
-
 
 def style(method: str) -> Style:
     """How a method is drawn; one without a style of its own gets a spare one, always the same."""
     return _STYLES.get(method) or _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
-
-
-def family(method: str) -> str:
-    """One of `FAMILIES`; first-order are those that scale each entry of the gradient on its own."""
-    if method.startswith("locoprop"):
-        return LOCOPROP
-    if method in _SECOND_ORDER:
-        return SECOND_ORDER
-    return FIRST_ORDER if method in _FIRST_ORDER else OTHER

@@ -11,9 +11,11 @@ from rich.table import Table
 
 from locobench import plots
 from locobench.markdown import markdown_table
-from locobench.methods import METHODS, Method
+from locobench.methods import METHODS, Method, family
+from locobench.methods import label as label_of
 from locobench.methods.method import written
 from locobench.prices import read_prices
+from locobench.report.means import clock, median_step
 from locobench.runfile import Row, RunFile, read_folder, write_atomically
 from locobench.settings import counted_threads
 
@@ -64,20 +66,13 @@ def draw(folder: Path, *, best: bool = False, speed: Path | None = None, absent:
 
 def label(run: RunFile) -> str:
     """The method's name for readers; files of methods that are not in the table any more keep theirs."""
-    name: str = run.config["method"]
-    return METHODS[name].label if name in METHODS else name
+    return label_of(run.config["method"])
 
 
 def final(run: RunFile) -> Row | None:
     """The last epoch that has a loss."""
     rows = [row for row in run.rows if row["train_loss"] is not None]
     return rows[-1] if rows else None
-
-
-def seconds_per_step(run: RunFile) -> float | None:
-    """Mean over the run."""
-    row = final(run)
-    return row["seconds"] / (row["epoch"] * run.config["steps_per_epoch"]) if row else None
 
 
 def _rank(run: RunFile) -> tuple[bool, bool, float]:
@@ -89,12 +84,12 @@ def _rank(run: RunFile) -> tuple[bool, bool, float]:
 def _lines(runs: list[RunFile], prices: dict[str, float] | None) -> list[tuple[str, ...]]:
     if prices is not None:
         return [_priced_line(run, prices.get(run.config["method"])) for run in runs]
-    adam = next((seconds_per_step(run) for run in runs if run.config["method"] == "adam"), None)
+    adam = next((run for run in runs if run.config["method"] == "adam" and final(run)), None)
     lines: list[tuple[str, ...]] = []
     for run in runs:
         # A diverged run has no final loss: numbers from before would only look like a result.
         row = None if run.diverged else final(run)
-        step = seconds_per_step(run)
+        step = median_step([run])
         lines.append(
             (
                 label(run),
@@ -103,11 +98,17 @@ def _lines(runs: list[RunFile], prices: dict[str, float] | None) -> list[tuple[s
                 _loss(row, "test_loss"),
                 f"{run.rows[-1]['seconds']:.1f}" if run.rows else "–",
                 f"{1000 * step:.1f}" if step else "–",
-                f"{step / adam:.2f}" if step and adam else "–",
+                _price(run, adam),
                 _status(run),
             )
         )
     return lines
+
+
+def _price(run: RunFile, adam: RunFile | None) -> str:
+    """A step's time ÷ Adam's, where the two ran on the same clock."""
+    step, its = median_step([run]), None if adam is None else median_step([adam])
+    return f"{step / its:.2f}" if adam and step and its and clock([run]) == clock([adam]) else "–"
 
 
 def _priced_line(run: RunFile, price: float | None) -> tuple[str, ...]:
@@ -193,8 +194,9 @@ def _table(headings: tuple[str, ...], lines: list[tuple[str, ...]], title: str) 
     for heading in headings:
         left = heading in ("method", "epochs")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    ours = {method.label for method in METHODS.values() if family(method.name) == "LocoProp"}
     for line in lines:
-        table.add_row(*map(escape, line), style="bold" if line[0].startswith("LocoProp") else None)
+        table.add_row(*map(escape, line), style="bold" if line[0] in ours else None)
     return table
 
 

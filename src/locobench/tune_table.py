@@ -10,7 +10,7 @@ from rich.table import Table
 from locobench import ledger as ledgers
 from locobench import spaces
 from locobench.ledger import Ledger
-from locobench.methods import Method, find
+from locobench.methods import Method, family, find
 from locobench.methods.method import written
 from locobench.proposals import Point
 from locobench.study import Study
@@ -34,7 +34,9 @@ def table(study: Study, ledger: Ledger, methods: Sequence[Method], absent: Seque
     trials = {method.name: ledger.trials(method.name) for method in methods}
     ranked = sorted(methods, key=lambda method: _value(ledgers.best(trials[method.name])))
     for method in ranked:
-        made.add_row(*_cells(study, method, trials[method.name]), style="bold" if "LocoProp" in method.label else None)
+        made.add_row(
+            *_cells(study, method, trials[method.name]), style="bold" if family(method.name) == "LocoProp" else None
+        )
     for method in absent:
         made.add_row(method.label, "–", "–", "–", "–", f"not installed: {method.missing}")
     return made

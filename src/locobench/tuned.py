@@ -12,7 +12,7 @@ from rich.table import Table
 from locobench import study as studies
 from locobench.compare import compare
 from locobench.errors import BenchError
-from locobench.methods import find, find_all
+from locobench.methods import family, find, find_all
 from locobench.methods.method import written
 from locobench.runfile import RunFile, read
 from locobench.runs import open_run, refuse_other_version
@@ -137,7 +137,7 @@ def _table(study: Study, found: dict[str, Best], names: Sequence[str], runs: Seq
             f"{mean(run.rows[-1]['seconds'] for run in its_runs):.1f}",
             f"{len(its_runs)}" + (f", {diverged} diverged" if diverged else ""),
             f"{found[name].trials}/{found[name].total}",
-            style="bold" if find(name).label.startswith("LocoProp") else None,
+            style="bold" if family(name) == "LocoProp" else None,
         )
     return table
 

@@ -1,6 +1,7 @@
 """What a user meets: help, results, and errors of one line."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from reports import change_rows, shown
 
 from locobench import __version__, choices, compare, curves, data
 from locobench.choices import MAIN_METHODS, MORE_METHODS
+from locobench.cli import app
 from locobench.libraries import Library
 from locobench.methods import METHODS
 
+RESULTS = Path(__file__).parent.parent.parent / "results"
 # One thread: two that wait for each other on a busy machine take a hundred times as long.
 TINY = ["compare", "--train-size", "200", "--batch-size", "50", "--threads", "1", "--epochs", "2"]
 
@@ -84,13 +87,15 @@ def test_a_method_whose_library_is_missing_does_not_stop_the_others(tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("command", [[], ["compare"], ["show"], ["speed"]])
+@pytest.mark.parametrize("command", [[], *([command.callback.__name__] for command in app.registered_commands)])
 def test_help(command: list[str]):
     result = run(*command, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.stdout
     if command:
         assert "Example: locobench" in result.stdout
+        named = [Path(word) for word in re.findall(r"\bresults/[\w./-]+", result.stdout)]
+        assert all((RESULTS.parent / path).exists() for path in named)
 
 
 def test_help_names_every_choice():

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from reports import change_rows
 from test_runs import RESULTS, SETTINGS, some_images
 
-from locobench import problems, runfile, runs, spaces
+from locobench import methods, problems, runfile, runs, spaces, styles
+from locobench.choices import STUDY_METHODS
 from locobench.errors import BenchError
 from locobench.methods import METHODS, Method
+from locobench.report.study import load
+from locobench.report.summary import summarize
 from locobench.stepping import evaluating
 from locobench.training import Training
 
@@ -30,6 +34,45 @@ def test_the_documented_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.finished
     assert run.config["params"] == {"beta1": 0.8}
     assert run.config["optimizer"]["betas"] == [0.8, 0.999]
+
+
+def test_a_method_in_a_list_is_of_its_family(study: Path, monkeypatch: pytest.MonkeyPatch):
+    """And may be the best first-order method of a report."""
+    monkeypatch.setitem(METHODS, "adamax", replace(METHODS["adam"], name="adamax", label="Adamax"))
+    monkeypatch.setattr(methods, "FIRST_ORDER_METHODS", methods.FIRST_ORDER_METHODS)
+    methods.FIRST_ORDER_METHODS.append(METHODS["adamax"])
+    try:
+        for path in study.glob("best/*/adam.jsonl"):
+            change_rows(path, lambda rows: [{**row, "method": "adamax"} for row in rows])
+        best = summarize(load(study)).best_first_order
+        assert best is not None
+        assert best.label == "Adamax"
+    finally:
+        methods.FIRST_ORDER_METHODS.pop()
+    assert methods.family("adamax") == "other"
+
+
+def test_every_method_of_the_study_has_a_look_of_its_own():
+    looks = [styles.style(name) for name in STUDY_METHODS]
+    assert len(set(looks)) == len(looks)
+    assert len({look.colour for look in looks}) == len(looks)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [
+        ("shampoo", "graft_type", 3),
+        ("shampoo", "preconditioning_compute_steps", 10),
+        ("muon", "AdamW.lr", 1e-3),
+        ("muon", "Muon.ns_steps", 5),
+        ("kfac", "every", 10),
+    ],
+)
+def test_what_nobody_chooses_is_noted_as_well(method: str, name: str, value: float):
+    library = METHODS[method].library
+    if library is not None:
+        pytest.importorskip(library.module)
+    assert METHODS[method].options(1e-3, {})[name] == value
 
 
 @pytest.mark.parametrize("method", ["adamw", "nadam", "schedule-free", "foof-curvlinops"])

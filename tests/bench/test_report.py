@@ -19,6 +19,7 @@ from locobench.report import readme as readme_block
 from locobench.report.study import load
 from locobench.report.summary import summarize
 from locobench.report.words import headline
+from locobench.trials import best_trial
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 
@@ -177,7 +178,29 @@ def test_a_search_that_is_not_finished_says_so(study: Path):
     assert re.search(r"\| SGD .* \| 2/6 \| .* \| lr 0.01 \|", markdown)
     caveats = dict(facts.caveats(loaded, summary))
     assert "LocoProp-M 1 of 3, Adam 2 of 3, RMSProp 0 of 3, SGD 2 of 6 trials" in caveats["search"]
-    assert caveats["trials"].endswith(": 2: Adam, SGD; 1: LocoProp-M; 0: RMSProp")
+    assert "trials" not in caveats, "which would say the same once more"
+
+
+def test_methods_that_had_more_trials_and_best_settings_on_an_edge_are_named(study: Path):
+    info = json.loads((study / "study.json").read_text())
+    rows = [json.loads(line) for line in (study / "trials.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["method"] in ("adam", "sgd")]
+    more = [
+        {**row, "trial": row["trial"] + 2, "file": f"trials/sgd/{row['trial'] + 2:04d}.jsonl"}
+        for row in kept
+        if row["method"] == "sgd"
+    ]
+    (study / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*kept, *more]))
+    rate = best_trial(load(study).trials, "sgd").lr
+    space = {"lr": [rate, 1e3 * rate]}
+    spaces = {"adam": {"lr": [1e-6, 1e3]}, "sgd": {"lr": [rate, 2 * rate]}}
+    widened = {"sgd": [{"space": space, "new": space}]}
+    (study / "study.json").write_text(json.dumps({**info, "trials": 2, "spaces": spaces, "widened": widened}))
+    loaded = load(study)
+    caveats = dict(facts.caveats(loaded, summarize(loaded)))
+    assert caveats["trials"].endswith(": 4: SGD; 2: Adam")
+    assert caveats["edges"].endswith(f": SGD lr {rate:g} of [{rate:g}, {1e3 * rate:g}]")
+    assert "search" not in caveats
 
 
 def test_a_finished_search_has_nothing_to_say_about_trials(study: Path):

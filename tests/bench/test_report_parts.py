@@ -9,10 +9,11 @@ from PIL import Image
 from reports import page_of
 
 from locobench import reconstructions
+from locobench.methods.method import written
 from locobench.report import charts, local_losses, second_order
 from locobench.report.means import Mean
 from locobench.report.study import ceiling, load
-from locobench.report.summary import Line, settings_text, summarize
+from locobench.report.summary import Line, summarize
 from locobench.report.ticks import log_ticks
 from locobench.report.words import headline
 
@@ -120,6 +121,7 @@ def test_who_is_there_earlier_is_named():
     assert f"× RMSProp's time (Muon in {muon.to_first_order:.2f})" in " ".join(headline(study, summary))
 
 
-def test_settings_are_short():
-    config = {"lr": 3.1234e-4, "params": {"beta1": 0.95, "steps": 5, "eps": 1e-8}}
-    assert settings_text(config) == "lr 3.12e-4, beta1 0.95, steps 5, eps 1e-8"
+def test_settings_are_as_they_were_tried():
+    settings = {"lr": 3.12e-4, "beta1": 0.95, "momentum": 0.99872, "damping": 1.87e-3, "steps": 5, "eps": 1e-8}
+    found = written({**settings, "activation_lr": 1590.0})
+    assert found == ("lr 3.12e-4, beta1 0.95, momentum 0.99872, damping 1.87e-3, steps 5, eps 1e-8, activation_lr 1590")

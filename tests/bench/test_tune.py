@@ -117,11 +117,17 @@ def test_the_pruner_is_lenient_and_looks_at_earlier_rounds_only(whole: Path):
     def rows(*losses: float) -> list[Row]:
         return [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate(losses, start=1)]
 
+    assert all(words in proposals.PRUNER for words in ("from 60 %", "of three quarters", "once four")), "its identity"
     assert not proposals.is_hopeless(rows(90, 80), 5, history), "too early"
     assert proposals.is_hopeless(rows(90, 80, 70), 5, history)
     assert not proposals.is_hopeless(rows(60, 50, 40), 5, history)
     assert not proposals.is_hopeless(rows(90, 80, 70), 5, history[:3]), "too few to compare with"
     assert not proposals.is_hopeless(rows(90, 80, 70, 60, 50), 5, history), "it is through"
+    spread = [
+        replaced(trial, [90.0, 80.0, loss]) for trial, loss in zip(history, (20.0, 30.0, 40.0, 50.0), strict=True)
+    ]
+    assert not proposals.is_hopeless(rows(90, 80, 42), 5, spread), "the third quartile of the others is 42.5"
+    assert proposals.is_hopeless(rows(90, 80, 43), 5, spread)
 
 
 def replaced(trial: Any, losses: list[float]) -> Any:

@@ -111,8 +111,8 @@ def compare(
         chosen = find_all(methods)
         lrs = job.parse_lrs(lr or [])
         params = job.parse_params(set_ or [])
-        for option, given in (("--lr", list(lrs)), ("--set", list(params))):
-            idle = [name for name in given if name not in {method.name for method in chosen}]
+        for option, named in (("--lr", list(lrs)), ("--set", list(params))):
+            idle = [name for name in named if name not in {method.name for method in chosen}]
             if idle:
                 raise BenchError(f"{option} is given for {', '.join(idle)}, which --methods leaves out")
         folder = out or Path("runs") / f"{data}-{model}-{activation}-{epochs}-seed{seed}"
@@ -154,4 +154,4 @@ def _compare_tuned(folder: Path, seeds: str, methods: str | None, given: Sequenc
     except ModuleNotFoundError as error:
         raise BenchError(f"--tuned needs {error.name}: pip install optuna sqlalchemy filelock") from None
 
-    compare_tuned(folder, whole_numbers("seeds", seeds, MOST_SEED), methods, Console())
+    compare_tuned(folder, whole_numbers("seeds", seeds, MOST_SEED, smallest=0), methods, Console())

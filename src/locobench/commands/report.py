@@ -48,7 +48,7 @@ def report(
     a table to sort, the trials of the search, reconstructions, the local losses, and the configuration. Next to it are
     the plots as PNG and the table as Markdown. Works during a study as well.
 
-    Example: locobench report results/mnist --speed results/speed.json
+    Example: locobench report results/curves --speed results/speed.json
 
     Example: locobench report --readme --check
     """

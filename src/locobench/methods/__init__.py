@@ -1,20 +1,29 @@
-"""The optimizers that the benchmark compares. To add one, add an entry to a file here and its space to spaces.toml."""
+"""The optimizers that the benchmark compares. To add one, add an entry to a list here and its space to spaces.toml."""
 
 import difflib
 from collections.abc import Mapping
+from typing import get_args
 
 from locobench.choices import MAIN_METHODS, STUDY_METHODS
 from locobench.earlier import EarlierLocoProp
 from locobench.errors import BenchError
 from locobench.libraries import LOCOPROP
-from locobench.methods.first_order import FIRST_ORDER
+from locobench.methods.first_order import FIRST_ORDER_METHODS
 from locobench.methods.locoprop import LOCOPROP_METHODS
-from locobench.methods.method import Method
-from locobench.methods.second_order import SECOND_ORDER
+from locobench.methods.method import Family, Method
+from locobench.methods.second_order import SECOND_ORDER_METHODS
+from locobench.methods.special_cases import SPECIAL_CASES
 
-__all__ = ["METHODS", "PRICED", "Method", "find", "find_all"]
+__all__ = ["FAMILIES", "METHODS", "PRICED", "Family", "Method", "family", "find", "find_all", "label"]
 
-METHODS: dict[str, Method] = {method.name: method for method in [*LOCOPROP_METHODS, *FIRST_ORDER, *SECOND_ORDER]}
+FAMILIES: tuple[Family, ...] = get_args(Family)
+_LISTS: dict[Family, list[Method]] = {
+    "LocoProp": LOCOPROP_METHODS,
+    "first-order": FIRST_ORDER_METHODS,
+    "second-order and matrix": SECOND_ORDER_METHODS,
+    "special cases of LocoProp": SPECIAL_CASES,
+}
+METHODS: dict[str, Method] = {method.name: method for methods in _LISTS.values() for method in methods}
 
 # Another implementation of LocoProp, for its price alone: its loop has no place for a schedule.
 _EARLIER = Method(
@@ -27,6 +36,17 @@ _EARLIER = Method(
     note="10 local steps, else its defaults",
 )
 PRICED: dict[str, Method] = {**METHODS, _EARLIER.name: _EARLIER}
+
+
+def label(name: str) -> str:
+    """A method's name for people; files may name one that is not here any more, which keeps its own."""
+    known = METHODS.get(name) or PRICED.get(name)
+    return name if known is None else known.label
+
+
+def family(name: str) -> Family:
+    """Of what kind it is: the list that it is in. First-order methods scale each entry of the gradient on its own."""
+    return next((kind for kind, methods in _LISTS.items() if any(method.name == name for method in methods)), "other")
 
 
 def find(name: str, among: Mapping[str, Method] = METHODS) -> Method:

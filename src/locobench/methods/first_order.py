@@ -19,7 +19,7 @@ def _schedule_free(model: nn.Module, lr: float, beta1: float = 0.9, beta2: float
     return made
 
 
-FIRST_ORDER = [
+FIRST_ORDER_METHODS = [
     Method(
         "sgd",
         "SGD",

@@ -1,4 +1,4 @@
-"""LocoProp's variants, and known algorithms as its special cases."""
+"""LocoProp's variants."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-m-fast",
-        "LocoProp-M, fast",
+        "LocoProp-M (fast)",
         lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
             model, lr, "matching", momentum, activation_lr, local_rows=recipes.FAST_ROWS
         ),
@@ -53,7 +53,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-s-fast",
-        "LocoProp-S, fast",
+        "LocoProp-S (fast)",
         lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
             model, lr, "squared", momentum, activation_lr, local_rows=recipes.FAST_ROWS
         ),
@@ -64,7 +64,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-m-normalized",
-        "LocoProp-M, normalized",
+        "LocoProp-M (normalized)",
         lambda model, lr, momentum=0.998, activation_lr=0.02: recipes.locoprop_m_normalized(
             model, lr, activation_lr=activation_lr, momentum=momentum, output="sigmoid"
         ),
@@ -75,7 +75,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-s-bf16",
-        "LocoProp-S, bfloat16",
+        "LocoProp-S (bfloat16)",
         lambda model, lr, momentum=0.999, activation_lr=10.0: _rmsprop_steps(
             model, lr, "squared", momentum, activation_lr, local_dtype=torch.bfloat16
         ),
@@ -86,7 +86,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-m-adam",
-        "LocoProp-M, Adam",
+        "LocoProp-M (Adam)",
         lambda model, lr: LocoProp(model, lr, solver=FirstOrderSteps(torch.optim.Adam), output="sigmoid"),
         lr=1e-4,
         cost=8.5,
@@ -94,7 +94,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-m-anderson",
-        "LocoProp-M, Anderson",
+        "LocoProp-M (Anderson)",
         lambda model, lr: recipes.locoprop_m_anderson(model, lr, output="sigmoid"),
         lr=30.0,
         cost=9.0,
@@ -102,7 +102,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-s-exact",
-        "LocoProp-S, exact",
+        "LocoProp-S (exact)",
         lambda model, lr, damping=1.0: recipes.locoprop_s_exact(model, lr, damping, output="sigmoid"),
         lr=300.0,
         cost=2.5,
@@ -110,7 +110,7 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-spectral",
-        "LocoProp, spectral",
+        "LocoProp (spectral)",
         lambda model, lr, momentum=0.95, damping=0.1: LocoProp(
             model, lr, solver=Spectral(momentum, damping=damping), output="sigmoid"
         ),
@@ -121,61 +121,12 @@ LOCOPROP_METHODS = [
     ),
     Method(
         "locoprop-s-cg",
-        "LocoProp-S, CG",
+        "LocoProp-S (CG)",
         lambda model, lr: LocoProp(
             model, activation_lr=lr, loss="squared", solver=ConjugateGradient(10), output="sigmoid"
         ),
         lr=300.0,
         cost=4.5,
         note="squared loss, 10 iterations of conjugate gradients; the rate is the activation lr",
-    ),
-    Method(
-        "foof",
-        "FOOF",
-        lambda model, lr, damping=1.0: recipes.foof(model, lr, damping, output="sigmoid"),
-        lr=30.0,
-        cost=2.5,
-        note="locoprop-s-exact with absolute damping 1",
-    ),
-    Method(
-        "proxprop",
-        "ProxProp",
-        lambda model, lr: recipes.proxprop(model, lr, lr=1.0, output="sigmoid"),
-        lr=30.0,
-        cost=3.0,
-        note="proximal step 1, 3 iterations of conjugate gradients; the rate is the explicit step",
-    ),
-    Method(
-        "implicit-sgd",
-        "Implicit SGD",
-        lambda model, lr: recipes.implicit_sgd(model, lr, output="sigmoid"),
-        lr=3e-2,
-        cost=2.5,
-        note="proximal point of each layer's quadratic",
-    ),
-    Method(
-        "exponentiated-gradient",
-        "Exponentiated gradient",
-        lambda model, lr: recipes.exponentiated_gradient(model, lr, output="sigmoid"),
-        lr=1e-2,
-        note="of the weights' magnitudes",
-    ),
-    Method(
-        "backprop",
-        "Backprop by LocoProp",
-        lambda model, lr: recipes.backprop(model, lr, output="sigmoid"),
-        lr=1e-2,
-        searched={"curves": 3e-2},
-        cost=1.1,
-        note="equals sgd; one plain local step",
-    ),
-    Method(
-        "sgd-momentum",
-        "Momentum by LocoProp",
-        lambda model, lr, momentum=0.9: recipes.sgd_momentum(model, lr, momentum, output="sigmoid"),
-        lr=3e-3,
-        searched={"curves": 3e-3},
-        cost=1.1,
-        note="equals momentum; one local step of SGD with momentum 0.9",
     ),
 ]

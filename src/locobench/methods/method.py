@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 
@@ -13,6 +13,8 @@ from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.schedules import Schedule, linear_decay
 from locobench.stepping import close
+
+Family = Literal["LocoProp", "first-order", "second-order and matrix", "special cases of LocoProp", "other"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,14 @@ class Method:
 
 
 def described(optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer's class and everything it was set to, as JSON values."""
-    found = {"class": type(optimizer).__name__, **optimizer.defaults}
+    """An optimizer's class and everything it was set to, as JSON values.
+
+    Some libraries keep settings as attributes and not among the defaults; a pair has those of its parts.
+    """
+    public = {name: value for name, value in vars(optimizer).items() if not name.startswith("_")}
+    found = {**public, "class": type(optimizer).__name__, **optimizer.defaults}
+    for part in getattr(optimizer, "parts", ()):
+        found |= {f"{type(part).__name__}.{name}": value for name, value in described(part).items()}
     for part in ("loss", "target", "solver", "regularizer", "outer"):
         if hasattr(optimizer, part):
             found[part] = repr(getattr(optimizer, part))
@@ -96,5 +104,13 @@ def described(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def written(params: Mapping[str, Any]) -> str:
-    """Hyperparameters as tables show them."""
-    return ", ".join(f"{name} {value:.6g}" for name, value in params.items())
+    """Hyperparameters as tables show them: lr 5e-5, momentum 0.998."""
+    return ", ".join(f"{name} {_number(value)}" for name, value in params.items())
+
+
+def _number(value: float) -> str:
+    """With six digits at most; those that a search tries have no more."""
+    if 1e-2 <= abs(value) < 1e5 or value == 0:
+        return f"{value:.6g}"
+    digits, _, power = f"{value:.5e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"

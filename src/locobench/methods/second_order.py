@@ -41,7 +41,7 @@ def _shampoo(model: nn.Module, lr: float, beta1: float = 0.9, beta2: float = 0.9
     return made
 
 
-SECOND_ORDER = [
+SECOND_ORDER_METHODS = [
     Method(
         "muon",
         "Muon",
@@ -49,7 +49,7 @@ SECOND_ORDER = [
         lr=2e-2,
         searched={"curves": 0.3},
         cost=1.6,
-        note="torch's, for the weights; momentum 0.95, weight decay 0.1; AdamW for the biases",
+        note="torch's, for the weights; momentum 0.95, weight decay 0.1; AdamW with lr 1e-3 for the biases",
     ),
     Method(
         "soap",
@@ -94,6 +94,6 @@ SECOND_ORDER = [
         cost=2.0,
         period=10,
         library=CURVLINOPS,
-        note="K-FAC with the input factor alone, by curvlinops, every 10 steps; damping 0.1, momentum 0.9",
+        note="K-FAC with the input factor alone, by curvlinops, every 10 steps; damping 0.1, momentum 0.9, no clip",
     ),
 ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 from locobench.markdown import markdown_table
-from locobench.report.means import Mean
+from locobench.report.means import Mean, number
 from locobench.report.summary import Line, Summary
 
 DASH = "–"
@@ -51,10 +51,11 @@ def columns(summary: Summary) -> list[Column]:
         Column("method", "", numeric=False),
         Column("train", "train loss after the last epoch, mean ± standard deviation over the seeds"),
         Column("test", "the same over the test images"),
-        Column("step ÷ Adam", f"time of a step divided by that of Adam's, {price}"),
+        Column("step ÷ Adam", f"time of a step divided by that of Adam's, {price}; ± over the rounds"),
         Column("bytes ÷ Adam", "what the optimizer holds between steps, divided by Adam's"),
         *goals,
         Column("trials", "settings that were tried"),
+        Column("2nd trial", "train loss of the search's second best trial: far above where the best was luck"),
         Column("diverged", "trials whose loss was not finite any more"),
         Column("epochs", "that the runs of the best settings lasted, and over how many seeds", numeric=False),
         Column("best settings", "of the search; other settings are the method's own", numeric=False),
@@ -67,17 +68,18 @@ def _adam_leads(summary: Summary) -> bool:
 
 
 def row(line: Line, summary: Summary) -> list[Cell]:
-    """A method's cells; a star marks a ratio that is less certain than the others."""
+    """A method's cells."""
     seeds = f"{line.seeds} seeds" if line.seeds > 1 else "1 seed"
     return [
         Cell(line.label, line.label.lower()),
         _mean(line.train),
         _mean(line.test),
-        _ratio(line.step_ratio, mark="*" if summary.priced and not line.measured else ""),
+        _step(line, summary),
         _ratio(line.bytes_ratio),
         _reached(line.to_adam),
         *([] if _adam_leads(summary) else [_reached(line.to_first_order)]),
         _trials(line),
+        Cell(DASH, None) if line.second_best is None else Cell(number(line.second_best), line.second_best),
         _count(line.diverged),
         Cell(f"{line.status}, {seeds}", float(len(line.curve.epochs))),
         Cell(line.settings, line.settings),
@@ -109,8 +111,16 @@ def _mean(mean: Mean | None) -> Cell:
     return Cell(DASH, None) if mean is None else Cell(mean.text, mean.value)
 
 
-def _ratio(ratio: float | None, mark: str = "") -> Cell:
-    return Cell(DASH, None) if ratio is None else Cell(f"{ratio:.2f}{mark}", ratio)
+def _ratio(ratio: float | None) -> Cell:
+    return Cell(DASH, None) if ratio is None else Cell(f"{ratio:.2f}", ratio)
+
+
+def _step(line: Line, summary: Summary) -> Cell:
+    """A star marks a ratio that is less certain than the others."""
+    if line.step_ratio is None:
+        return Cell(DASH, None)
+    spread = "" if line.step_spread is None else f" ± {line.step_spread:.2f}"
+    return Cell(f"{line.step_ratio:.2f}{spread}{'*' if summary.priced and not line.measured else ''}", line.step_ratio)
 
 
 def _reached(ratio: float | None) -> Cell:

@@ -5,10 +5,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from locobench.methods import family, label
+from locobench.methods.method import written
 from locobench.report.means import Mean
 from locobench.report.study import ceiling
-from locobench.report.summary import Line, label, settings_text
-from locobench.styles import LOCOPROP, family, style
+from locobench.report.summary import Line
+from locobench.styles import style
 from locobench.trials import Trial
 
 AXES = {
@@ -51,7 +53,7 @@ def losses(lines: Sequence[Line], loss: str, against: str) -> go.Figure:
     figure = go.Figure(layout=layout(AXES[against], f"{LOSSES[loss]}, nats per image"))
     figure.update_yaxes(type="log")
     # What stands out is drawn last, on top.
-    for line in sorted(lines, key=lambda line: family(line.method) == LOCOPROP):
+    for line in sorted(lines, key=lambda line: family(line.method) == "LocoProp"):
         x: list[float] | None = getattr(line.curve, against)
         means: list[Mean] = getattr(line.curve, loss)
         if x and means:
@@ -62,7 +64,7 @@ def losses(lines: Sequence[Line], loss: str, against: str) -> go.Figure:
 
 
 def _curve(line: Line, x: list[float], means: list[Mean], against: str) -> go.Scatter:
-    drawn, prominent = style(line.method), family(line.method) == LOCOPROP
+    drawn, prominent = style(line.method), family(line.method) == "LocoProp"
     unit = {"epochs": "", "seconds": "%{x:.1f} s, ", "adam_steps": "%{x:.0f} steps of Adam, "}[against]
     return go.Scatter(
         x=x,
@@ -118,7 +120,7 @@ def _trials(method: str, trials: list[Trial], top: float) -> go.Scatter:
         x=[trial.lr for trial in trials],
         y=[top if lost or (t.train_loss or 0) > top else t.train_loss for t, lost in zip(trials, gone, strict=True)],
         customdata=[
-            [settings_text({"lr": t.lr, "params": t.params}), _outcome(t), "diverged" if lost else t.state]
+            [written({"lr": t.lr, **t.params}), _outcome(t), "diverged" if lost else t.state]
             for t, lost in zip(trials, gone, strict=True)
         ],
         hovertemplate=f"<b>{label(method)}</b><br>%{{customdata[0]}}<br>%{{customdata[1]}}<extra></extra>",

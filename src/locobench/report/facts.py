@@ -1,14 +1,16 @@
 """What one must know to trust or repeat a report: configuration, machine, versions, date, commit, and caveats."""
 
 import json
+from collections import Counter
 from typing import Any
 
-from locobench.methods import METHODS
+from locobench.methods import METHODS, label
 from locobench.provenance import last_change
 from locobench.report.means import clock, slowed
 from locobench.report.study import Study
-from locobench.report.summary import Summary, label
+from locobench.report.summary import Summary
 from locobench.report.words import search_caveats
+from locobench.runfile import Row
 from locobench.settings import counted_threads
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
@@ -34,7 +36,7 @@ def facts(study: Study, summary: Summary, command: str) -> list[tuple[str, str]]
         ("command", command),
         *_of_study(study.info, config),
         (
-            "methods, where the best settings say nothing else",
+            "default settings, overridden by the best settings above",
             "; ".join(f"{METHODS[m].label}: {METHODS[m].note}" for m in study.runs if m in METHODS),
         ),
     ]
@@ -42,8 +44,14 @@ def facts(study: Study, summary: Summary, command: str) -> list[tuple[str, str]]
 
 
 def machine(study: Study) -> str:
-    """On what the runs ran."""
-    config = study.config
+    """On what the runs ran, with how many on each where there are several."""
+    found = Counter(_machine(run.config) for run in study.all_runs)
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{name} ({count} runs)" for name, count in found.most_common())
+
+
+def _machine(config: Row) -> str:
     about = config.get("machine", {})
     name = about.get("gpu") or about.get("cpu") or "unknown machine"
     return f"{name}, {counted_threads(config.get('threads', '?'))}"
@@ -67,7 +75,8 @@ def caveats(study: Study, summary: Summary) -> list[tuple[str, str]]:
     """What to mind when reading the numbers."""
     found = []
     if any(line.seeds > 1 for line in summary.lines):
-        found.append(("spread", "± is the standard deviation over the seeds"))
+        luck = "; how lucky the search was, it does not say: see the second best trial" if study.trials else ""
+        found.append(("spread", f"± is the standard deviation over the seeds of one setting{luck}"))
     differing = [key for key in _ELSEWHERE if len({json.dumps(run.config.get(key)) for run in study.all_runs}) > 1]
     if differing:
         found.append(("not alike", f"the runs differ in {', '.join(differing).replace('_', ' ')}: compare with care"))

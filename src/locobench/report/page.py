@@ -10,6 +10,7 @@ import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from locobench.methods import FAMILIES, family
 from locobench.reconstructions import COUNT, path_of, read
 from locobench.report import cells, charts, local_losses, second_order
 from locobench.report.facts import facts
@@ -18,7 +19,7 @@ from locobench.report.summary import Line, Summary
 from locobench.report.ticks import log_ticks
 from locobench.report.words import headline
 from locobench.series import DIRECTIONS
-from locobench.styles import FAMILIES, LOCOPROP, family, style
+from locobench.styles import style
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def render(study: Study, summary: Summary, title: str, command: str, resemblance
         views=[] if resemblance is None else second_order.views(resemblance),
         view=_first_view(order_plots),
         columns=heads,
-        rows=[(line.method, family(line.method) == LOCOPROP, cells.row(line, summary)) for line in summary.lines],
+        rows=[(line.method, family(line.method) == "LocoProp", cells.row(line, summary)) for line in summary.lines],
         absent=[cells.absent(label, reason, len(heads)) for label, reason in summary.absent.items()],
         images=_images(study, summary),
         count=COUNT,
@@ -141,7 +142,7 @@ def _first_view(plots: list[Plot]) -> str:
 
 def tiles(summary: Summary) -> list[tuple[str, str, str]]:
     """The few numbers that matter most: value, what it is, and a remark."""
-    ours, rival, adam = summary.best(LOCOPROP), summary.best_first_order, summary.line("adam")
+    ours, rival, adam = summary.best("LocoProp"), summary.best_first_order, summary.line("adam")
     found = []
     if ours and ours.train:
         found.append((ours.train.text, f"{ours.label}: final train loss", "nats per image"))

@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from locobench import canvas
+from locobench.methods import family, label
 from locobench.report.study import ceiling
-from locobench.report.summary import Line, label
+from locobench.report.summary import Line
 from locobench.report.ticks import log_ticks
 from locobench.runfile import write_atomically
-from locobench.styles import LOCOPROP, family, style
+from locobench.styles import style
 from locobench.trials import Trial
 
 AXES = {
@@ -48,7 +49,7 @@ def losses(lines: Sequence[Line], loss: str, against: str, title: str, path: Pat
 
 
 def _line(axes: Axes, line: Line, x: list[float], y: list[float], spread: list[float], final: str) -> None:
-    drawn, prominent = style(line.method), family(line.method) == LOCOPROP
+    drawn, prominent = style(line.method), family(line.method) == "LocoProp"
     axes.plot(
         x,
         y,

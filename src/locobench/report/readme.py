@@ -92,6 +92,7 @@ def _part(readme: Path, study: Study) -> str:
         "trials": all(line.trials is None for line in summary.lines),
         "bytes ÷ Adam": all(line.bytes_ratio is None for line in summary.lines),
         "diverged": not any(line.diverged for line in summary.lines),
+        "2nd trial": all(line.second_best is None for line in summary.lines),
     }
     only = tuple(title for title in heads if not unknown.get(title))
     picture = Path(os.path.relpath(study.folder / "report" / "train-epochs.png", readme.parent)).as_posix()

@@ -1,13 +1,13 @@
 """The table of a report: a line for each method, and what they are measured against."""
 
 from dataclasses import dataclass
-from typing import Any
+from math import inf
 
-from locobench.methods import METHODS
+from locobench.methods import METHODS, Family, family, label
+from locobench.methods.method import written
 from locobench.report.means import Curve, Mean, clock, curve_of, median_step, time_ratio
 from locobench.report.study import Study
 from locobench.runfile import RunFile
-from locobench.styles import FIRST_ORDER, family
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,16 @@ class Line:
         label: For people.
         settings: The best ones.
         trials: Of the search, None where there was none.
+        second_best: Train loss of the second best of the finished trials, None where there are no two.
         planned: How many these are to be in the end, None where that is not known.
         diverged: Trials that diverged; of the runs shown, where there was no search.
         seeds: Runs that were averaged.
         status: Epochs done, or what went wrong.
         curve: Its mean curve.
         step_ratio: A step's time ÷ Adam's.
+        step_spread: Its standard deviation over the rounds of `locobench speed`, None where that is not known.
+        measured: Whether the ratio is by `locobench speed`, not by the runs' own seconds.
         bytes_ratio: The optimizer's bytes ÷ Adam's.
-        measured: Whether that ratio is by `locobench speed`, not by the runs' own seconds.
         to_adam: Time to Adam's final loss ÷ Adam's time, infinite where it never gets there, None where not known.
         to_first_order: The same for the best first-order method's final loss and time.
     """
@@ -35,12 +37,14 @@ class Line:
     label: str
     settings: str
     trials: int | None
+    second_best: float | None
     planned: int | None
     diverged: int
     seeds: int
     status: str
     curve: Curve
     step_ratio: float | None
+    step_spread: float | None
     measured: bool
     bytes_ratio: float | None
     to_adam: float | None
@@ -62,7 +66,7 @@ class Summary:
     """What a report says.
 
     Attributes:
-        lines: Best final train loss first; methods without one last.
+        lines: Best final train loss first; methods of which a run diverged after all others.
         absent: Methods of the search that could not run, by label, and what to install.
         best_first_order: Its line, None where there is no first-order method.
         priced: Whether prices come from `locobench speed`, not from the runs' own seconds.
@@ -82,7 +86,7 @@ class Summary:
         """Methods whose step ratio is by their runs' own seconds, which other work may have blurred."""
         return [line.label for line in self.lines if line.step_ratio is not None and not line.measured]
 
-    def best(self, kind: str) -> Line | None:
+    def best(self, kind: Family) -> Line | None:
         """The lowest final train loss of a family."""
         return next((line for line in self.lines if family(line.method) == kind and line.train), None)
 
@@ -93,19 +97,22 @@ def summarize(study: Study) -> Summary:
     prices = ratios if study.prices else {}
     curves = {method: curve_of(runs, prices.get(method), bool(prices)) for method, runs in study.runs.items()}
     final = {method: curve.train[-1].value for method, curve in curves.items() if curve.train}
-    first_order = min((m for m in final if family(m) == FIRST_ORDER), key=final.__getitem__, default=None)
+    sound = {method: loss for method, loss in final.items() if not any(run.diverged for run in study.runs[method])}
+    first_order = min((m for m in sound if family(m) == "first-order"), key=sound.__getitem__, default=None)
     lines = [
         Line(
             method=method,
             label=label(method),
-            settings=settings_text(runs[0].config),
+            settings=written({"lr": runs[0].config["lr"], **runs[0].config["params"]}),
             trials=sum(trial.method == method for trial in study.trials) or None,
+            second_best=_second_best(study, method),
             planned=study.planned.get(method),
             diverged=_diverged(study, method),
             seeds=len(runs),
             status=_status(runs),
             curve=curves[method],
             step_ratio=ratios.get(method),
+            step_spread=study.prices.get(method, {}).get("time_spread") if method != "adam" else None,
             measured=method in study.prices,
             bytes_ratio=study.prices.get(method, {}).get("bytes_ratio"),
             to_adam=time_ratio(curves, method, "adam"),
@@ -113,30 +120,9 @@ def summarize(study: Study) -> Summary:
         )
         for method, runs in study.runs.items()
     ]
-    lines.sort(key=lambda line: final.get(line.method, float("inf")))
+    lines.sort(key=lambda line: (line.method not in sound, final.get(line.method, inf)))
     best = next((line for line in lines if line.method == first_order), None)
     return Summary(lines, _absent(study), best, bool(study.prices))
-
-
-def label(method: str) -> str:
-    """The method's name for people; one that is not in the table any more keeps its own."""
-    return METHODS[method].label if method in METHODS else method
-
-
-def settings_text(config: dict[str, Any]) -> str:
-    """The tuned settings in words."""
-    tuned = {"lr": config["lr"], **(config.get("params") or {})}
-    return ", ".join(f"{key} {_setting(value)}" for key, value in tuned.items())
-
-
-def _setting(value: Any) -> str:
-    """A number with three digits, small ones as 3e-4."""
-    if not isinstance(value, float):
-        return str(value)
-    if 1e-2 <= abs(value) < 1e4 or value == 0:
-        return f"{value:.3g}"
-    digits, _, power = f"{value:.2e}".partition("e")
-    return f"{float(digits):g}e{int(power)}"
 
 
 def _step_ratios(study: Study) -> dict[str, float]:
@@ -145,7 +131,14 @@ def _step_ratios(study: Study) -> dict[str, float]:
     adam = steps.get("adam")
     alike = {method for method, runs in study.runs.items() if adam and clock(runs) == clock(study.runs["adam"])}
     own = {method: step / adam for method, step in steps.items() if step and adam and method in alike}
-    return own | {method: row["time_ratio"] for method, row in study.prices.items()}
+    measured = {method: row["time_ratio"] for method, row in study.prices.items()}
+    return own | measured | ({"adam": 1.0} if "adam" in own | measured else {})  # not what noise makes of it
+
+
+def _second_best(study: Study, method: str) -> float | None:
+    """How much of the best trial was luck: a search that has found a region finds it twice."""
+    finished = [t.train_loss for t in study.trials if t.method == method and t.state == "finished"]
+    return sorted(loss for loss in finished if loss is not None)[1] if len(finished) > 1 else None
 
 
 def _diverged(study: Study, method: str) -> int:

@@ -1,11 +1,14 @@
 """What the numbers say in sentences: the headline, and what to mind about the search."""
 
-from math import inf
+from math import hypot, inf
 
+from locobench import spaces
+from locobench.methods import label
+from locobench.methods.method import written
 from locobench.report.means import Mean
 from locobench.report.study import Study
-from locobench.report.summary import Line, Summary, label
-from locobench.styles import LOCOPROP, SECOND_ORDER
+from locobench.report.summary import Line, Summary
+from locobench.trials import best_trial
 
 
 def headline(study: Study, summary: Summary) -> list[str]:
@@ -13,7 +16,7 @@ def headline(study: Study, summary: Summary) -> list[str]:
     shown = [line for line in summary.lines if line.train]
     if not shown:
         return ["No run has a loss to show: all of them diverged."]
-    ours, rival = summary.best(LOCOPROP), summary.best_first_order
+    ours, rival = summary.best("LocoProp"), summary.best_first_order
     first = ours or shown[0]
     if first.train is None:
         return []
@@ -25,9 +28,10 @@ def headline(study: Study, summary: Summary) -> list[str]:
         if len(rival.curve.epochs) != len(first.curve.epochs):
             sentence += f" after {_epochs(rival)}"
     sentences = [f"{sentence}."]
-    second = summary.best(SECOND_ORDER)
+    second = summary.best("second-order and matrix")
     if second and second is not first and second.train:
-        sentences.append(f"The best second-order or matrix method, {second.label}, is at {second.train.text}.")
+        about = f"{_compared(first.train, second.train)} the best second-order or matrix method, {second.label}"
+        sentences.append(f"That is {about}, at {second.train.text}.")
     sentences += _times(first, summary)
     if any(line.status != shown[0].status for line in shown):
         sentences.append("Not all runs are of the same length or finished.")
@@ -44,8 +48,9 @@ def _epochs(line: Line) -> str:
 
 
 def _compared(own: Mean, other: Mean) -> str:
+    """A difference counts from one standard deviation of the difference of two runs."""
     gap = other.value - own.value
-    if own.spread is not None and other.spread is not None and abs(gap) <= max(own.spread, other.spread):
+    if own.spread is not None and other.spread is not None and abs(gap) <= hypot(own.spread, other.spread):
         return "within the spread of seeds of"
     return "below" if gap > 0 else "above"
 
@@ -67,7 +72,8 @@ def _times(first: Line, summary: Summary) -> list[str]:
         earliest = min(known, key=known.__getitem__, default=None)
         before = "" if earliest is None else f" ({label(earliest)} in {known[earliest]:.2f})"
         reached.append(f"{line.label}'s final loss in {ratio:.2f} × {line.label}'s time{before}")
-    sentences = [f"By the clock it reaches {' and '.join(reached)}."] if reached else []
+    by = "By the prices of steps" if summary.priced else "By the runs' own seconds"
+    sentences = [f"{by} it reaches {' and '.join(reached)}."] if reached else []
     if missed:
         sentences.append(f"It does not get down to {' or '.join(missed)} final loss within its run.")
     return sentences
@@ -81,13 +87,31 @@ def search_caveats(study: Study) -> list[tuple[str, str]]:
     if lacking:
         each = ", ".join(f"{label(m)} {counts[m]} of {study.planned[m]}" for m in lacking)
         found.append(("search", f"the search is not finished, its best settings may still change: {each} trials"))
-    if len(set(counts.values())) > 1:
+    elif len(set(counts.values())) > 1:
         groups: dict[int, list[str]] = {}
         for method, count in counts.items():
             groups.setdefault(count, []).append(label(method))
         each = "; ".join(f"{count}: {', '.join(groups[count])}" for count in sorted(groups, reverse=True))
         found.append(("trials", f"the methods have not had equal numbers of trials: {each}"))
+    edges = [text for method in counts if method not in lacking for text in _edges(study, method)]
+    if edges:
+        found.append(("edges", f"the best settings lie on the edge of what was searched: {'; '.join(edges)}"))
     if study.outdated:
         names = ", ".join(label(method) for method in study.outdated)
         found.append(("outdated", f"the search has found better settings since these runs on fresh seeds: {names}"))
     return found
+
+
+def _edges(study: Study, method: str) -> list[str]:
+    """The best settings that are on the edge of the space that they come from."""
+    best = best_trial(study.trials, method)
+    if best is None:
+        return []
+    widenings = study.info["widened"].get(method, [])
+    space = spaces.from_data(widenings[-1]["space"] if widenings else study.info["spaces"][method], method)
+    point = {"lr": best.lr, **best.params}
+    if point.keys() != space.keys():  # a file from elsewhere
+        return []
+    return [
+        f"{label(method)} {written({name: point[name]})} of {space[name].bounds}" for name in spaces.edges(space, point)
+    ]
