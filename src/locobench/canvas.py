@@ -1,5 +1,6 @@
 """Figures that are drawn without a window, and that show names as they are."""
 
+import warnings
 from typing import Any
 
 import matplotlib
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 
 # Names come from files and from users; a dollar sign in one would begin a formula.
 matplotlib.rcParams["text.parse_math"] = False
+warnings.filterwarnings("ignore", "Glyph .* missing from")  # nor has the font each of their letters
 
 
 def blank(**settings: Any) -> Figure:

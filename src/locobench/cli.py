@@ -1,5 +1,7 @@
 """The `locobench` command."""
 
+import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -40,4 +42,7 @@ for command in (compare, show, figure, speed, tune, report, export):
 
 def main() -> None:
     """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without a letter shows another, and ends no run
     app()

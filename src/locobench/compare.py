@@ -18,7 +18,7 @@ from rich.progress import (
 from locobench import data
 from locobench.errors import BenchError
 from locobench.methods import METHODS, find
-from locobench.runfile import Row, RunFile, locked, prepare_folder
+from locobench.runfile import Row, RunFile, locked, prepare_folder, read, run_files
 from locobench.runs import carry_out, open_run
 from locobench.settings import Settings, use_device
 from locobench.table import label
@@ -36,6 +36,10 @@ def compare(all_settings: list[Settings], folder: Path, console: Console) -> lis
     """
     first = all_settings[0]
     use_device(first.device, first.threads)
+    for settings in all_settings:
+        find(settings.method).check(settings.lr, settings.params)
+    for path in run_files(folder):
+        read(path)  # the table at the end is of all that is there
     prepare_folder(folder)
     with locked(folder):
         return _carry_out_all(all_settings, folder, console)
@@ -44,7 +48,6 @@ def compare(all_settings: list[Settings], folder: Path, console: Console) -> lis
 def _carry_out_all(all_settings: list[Settings], folder: Path, console: Console) -> list[RunFile]:
     first = all_settings[0]
     for settings in all_settings:
-        find(settings.method).check(settings.lr, settings.params)
         open_run(settings, folder)
     images = data.load(first.data)
     if first.train_size is not None:

@@ -6,6 +6,7 @@ import torch
 
 from locobench import canvas
 from locobench.errors import BenchError
+from locobench.runfile import write_atomically
 from torchloco import MatchingLoss, SquaredLoss, Transfer, get_transfer
 
 _TARGETS = (-2.0, -0.5, 0.5, 2.0)  # pre-activations
@@ -22,8 +23,6 @@ def local_losses(names: list[str], path: Path) -> Path:
     Raises:
         BenchError: An unknown transfer, one without a matching loss of a single unit, or a path that cannot be written.
     """
-    if path.is_dir() or not path.suffix:
-        raise BenchError(f"--out must name the PNG, got {path}")
     transfers = [_transfer(name) for name in names]
     figure = canvas.blank(figsize=(3.6 * (len(names) + 1), 3.6))
     axes = figure.subplots(1, len(names) + 1, sharey=True, squeeze=False)[0]
@@ -39,11 +38,9 @@ def local_losses(names: list[str], path: Path) -> Path:
     axes[0].legend(fontsize="x-small")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        write_atomically(path, lambda file: figure.savefig(file, dpi=150, format="png"))
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error.strerror or error}") from error
-    except ValueError as error:  # a suffix that matplotlib does not know
-        raise BenchError(f"--out must name the PNG, got {path}: {error}") from error
     return path
 
 

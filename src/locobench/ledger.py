@@ -14,6 +14,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from locobench.errors import BenchError
+from locobench.methods import METHODS
 from locobench.proposals import Point, distributions, from_optuna, to_optuna
 from locobench.runfile import Row, write_atomically
 from locobench.spaces import Space
@@ -48,7 +49,15 @@ class Ledger:
     def trials(self, method: str) -> list[FrozenTrial]:
         """All trials of a method, by number."""
         with self._plain_errors():
-            return sorted(self._storage.get_all_trials(self._id(method)), key=lambda trial: trial.number)
+            found = sorted(self._storage.get_all_trials(self._id(method)), key=lambda trial: trial.number)
+            if [trial.number for trial in found] != list(range(len(found))):
+                raise ValueError(f"trials of {method} are missing")
+            for trial in found:
+                if trial.state.is_finished():
+                    row = checked(json.dumps(_row(method, trial)))
+                    if trial.state == TrialState.COMPLETE and trial.value != row["train_loss"]:
+                        raise ValueError(f"trial {trial.number} of {method} has two losses")
+            return found
 
     def add(self, method: str, number: int, space: Space, point: Point) -> None:
         """Write a trial down for whoever comes first, unless there is one of that number."""
@@ -95,7 +104,8 @@ class Ledger:
         """
         with brief_lock(self.folder, "export"):
             with self._plain_errors():
-                methods = [study.study_name for study in self._storage.get_all_studies()]
+                names = [study.study_name for study in self._storage.get_all_studies()]
+            methods = [name for name in names if name in METHODS]  # others are not of this benchmark
             rows = [
                 _row(method, trial) for method in methods for trial in self.trials(method) if trial.state in _STATES
             ]
@@ -142,8 +152,10 @@ class Ledger:
         except KeyError as error:
             raise BenchError(
                 f"{self.path} has lost what this process was at work on; another program deleted it. The same command "
-                "continues"
+                "continues, once a file that is damaged is deleted"
             ) from error
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            raise BenchError(f"{self.path} {_reason(error)}") from error
 
 
 def point(trial: FrozenTrial) -> Point:

@@ -28,6 +28,11 @@ def plain_errors(resumable: bool = False) -> Iterator[None]:
     except OSError as error:
         typer.echo(f"locobench: {said(error)}", err=True)
         raise typer.Exit(2) from None
+    except UnicodeEncodeError as error:
+        typer.echo(
+            f"locobench: {error.object!a} cannot be written as {error.encoding}; rename the file or folder", err=True
+        )
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         hint = "; finished epochs are kept, the same command continues" if resumable else ""
         typer.echo(f"\nlocobench: interrupted{hint}", err=True)

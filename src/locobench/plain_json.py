@@ -6,6 +6,8 @@ from typing import Any
 
 _DIGITS = 25  # of a whole number; a count has far fewer, and a float as short as these never overflows
 
+_LEVELS = 40  # of lists and objects in one another; files here have less than ten
+
 
 def loads(text: str) -> Any:
     """The value of a JSON text.
@@ -18,12 +20,27 @@ def loads(text: str) -> Any:
         value = json.loads(text, parse_constant=_constant, parse_float=_float, parse_int=_int)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > _LEVELS and _depth(value) > _LEVELS:  # others would run out of stack later
+        raise ValueError("nested too deeply")
     if "\\u" in text:  # an escape is the only way for a surrogate into a text that was read as UTF-8
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"half a surrogate pair, {error.object[error.start]!a}, is no text") from None
     return value
+
+
+def _depth(value: Any) -> int:
+    deepest, levels = 0, [value]
+    while levels:
+        deepest += 1
+        levels = [
+            part
+            for one in levels
+            if isinstance(one, list | dict)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+    return deepest
 
 
 def _constant(name: str) -> float:

@@ -206,6 +206,8 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError("expected an object")
         if not isinstance(content.get("machine", {}), dict):
             raise ValueError(f"machine is {content['machine']!r}")
+        if not isinstance(content["prices"], list) or not content["prices"]:
+            raise ValueError("it has no list of prices")
         for row in content["prices"]:
             _check(row)
         if len({SIZES.intersection(row) for row in content["prices"]}) > 1:
@@ -218,8 +220,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _check(row: Any) -> None:
-    if not isinstance(row["method"], str):
-        raise ValueError(f"a method is {row['method']!r}")
+    if not isinstance(row, dict) or not isinstance(row["method"], str):
+        raise ValueError(f"one of the prices is {row!r}")
+    if SIZES.intersection(row) not in (frozenset(), SIZES):
+        raise ValueError(f"{row['method']} has only some of {', '.join(sorted(SIZES))}")
     sizes = [row[key] for key in sorted(SIZES.intersection(row))]
     if not all(is_count(size, 1) for size in sizes):
         raise ValueError(f"the sizes of {row['method']} are {sizes!r}")

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from locobench import canvas
+from locobench import canvas, plain_json
 from locobench.runfile import write_atomically
 from locobench.series import DIRECTIONS, SERIES
 
@@ -27,6 +27,17 @@ def save(content: dict[str, Any], path: Path) -> list[Path]:
     figure = draw(content)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=90))
     return [path, numbers]
+
+
+def may_replace(path: Path) -> bool:
+    """Whether there is no such file, or one of these numbers."""
+    if not path.exists():
+        return True
+    try:
+        content = plain_json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"points", "dampings", "steps"} <= content.keys()
 
 
 def draw(content: dict[str, Any]) -> Figure:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _WHOLE = {
     **dict.fromkeys(("epochs", "steps_per_epoch", "schedule_epochs", "batch_size", "threads", "pixels"), 1),
     **dict.fromkeys(("seed", "parameters", "train_images", "test_images"), 0),
 }
-_LARGEST, _MOST = 1e100, 10**12  # a number, a count
+LARGEST, MOST = 1e100, 10**12  # a number, a count
 _TRIALS = "trials.jsonl"  # of a study: an export with a row per run, no run file
 _EPOCH_KEYS = {"method", "epoch", "seconds", "train_loss", "test_loss"}
 
@@ -89,14 +90,29 @@ def read(path: Path) -> RunFile:
     return run
 
 
+def checked(run: RunFile, rows: list[Row]) -> list[Row]:
+    """The rows of epochs, if they can be those of that run.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    whole = RunFile(run.path, run.config, [])
+    for row in rows:
+        if not isinstance(row, dict) or _EPOCH_KEYS - row.keys():
+            raise ValueError(f"expected an object with {', '.join(sorted(_EPOCH_KEYS))}")
+        _check_epoch(row, whole)
+        whole.rows.append(row)
+    return whole.rows
+
+
 def is_number(value: object) -> bool:
     """Whether it is a finite number of a size that can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def is_count(value: object, smallest: int) -> bool:
     """Whether it is a whole number of at least that, and none that nobody can have counted to."""
-    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= _MOST
+    return isinstance(value, int) and not isinstance(value, bool) and smallest <= value <= MOST
 
 
 def check_params(params: object) -> None:
@@ -172,11 +188,16 @@ def locked(folder: Path) -> Iterator[None]:
             (folder / ".lock").unlink(missing_ok=True)
 
 
+def run_files(folder: Path) -> list[Path]:
+    """The paths of all runs in a folder and the folders in it, in order."""
+    return sorted(path for path in folder.rglob("*.jsonl") if path.name != _TRIALS)
+
+
 def read_folder(folder: Path) -> list[RunFile]:
     """All runs in a folder and the folders in it, by path."""
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
-    paths = sorted(path for path in folder.rglob("*.jsonl") if path.name != _TRIALS)
+    paths = run_files(folder)
     if not paths:
         raise BenchError(f"{folder} holds no runs (*.jsonl); `locobench compare --out {folder}` makes some")
     return [read(path) for path in paths]
@@ -194,13 +215,16 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a neighbour of `path`, then put it in its place in one go."""
-    neighbour = path.with_name(path.name + ".part")
+    """Let `write` fill a neighbour of `path`, then put it in its place in one go, with the rights that were there."""
+    target = path.resolve()  # a link stays one
+    neighbour = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         write(neighbour)
         with open(neighbour, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(neighbour, path)
+        if target.exists():
+            shutil.copymode(target, neighbour)
+        os.replace(neighbour, target)
     except BaseException as error:
         neighbour.unlink(missing_ok=True)  # half a file would take the room that a full disk lacks
         if isinstance(error, OSError) and error.filename is None:

@@ -14,7 +14,7 @@ from locobench.libraries import Library
 from locobench.methods import Method, find
 from locobench.methods.method import described
 from locobench.provenance import also, commit, today
-from locobench.runfile import Row, RunFile, read, write_atomically
+from locobench.runfile import Row, RunFile, checked, read, write_atomically
 from locobench.settings import Settings, machine, versions
 from locobench.stepping import evaluating
 from locobench.training import Diverged, Training
@@ -135,7 +135,7 @@ def _train(run: RunFile, training: Training, watcher: Watcher | None) -> None:
 
 
 def _save_checkpoint(run: RunFile, training: Training) -> None:
-    state = {"rows": run.rows, **training.state_dict()}
+    state = {"settings": training.settings.as_row(), "rows": run.rows, **training.state_dict()}
     write_atomically(run.checkpoint, lambda path: _save(state, path))
 
 
@@ -151,18 +151,24 @@ def _save(state: Row, path: Path) -> None:
 
 
 def _resume(run: RunFile, training: Training) -> None:
-    """Put rows and training back to the last epoch that was finished; without a checkpoint, to the start."""
-    run.rows = []
+    """Put rows and training back to the last epoch that was finished."""
     if not run.checkpoint.exists():
+        if run.rows:
+            raise BenchError(
+                f"{run.path} has {len(run.rows)} epochs of {run.config['epochs']} and no checkpoint to go on from; "
+                f"restore {run.checkpoint.name}, or delete the file to begin this run anew"
+            )
         return
     try:
         with safe_globals(_classes(run.checkpoint, find(training.settings.method).library)):
             state = torch.load(run.checkpoint, map_location=training.device, weights_only=True)
-        rows = state.pop("rows")
+        if state.pop("settings") != training.settings.as_row():
+            raise ValueError("it is of another run")
+        rows = checked(run, state.pop("rows"))
         training.load_state_dict(state)
     except Exception as error:  # torch.load fails in as many ways as there are kinds of damage
         raise BenchError(
-            f"{run.checkpoint} is damaged ({type(error).__name__}); delete it to begin this run anew"
+            f"{run.checkpoint} is damaged ({type(error).__name__}); delete it and {run.path.name} to begin the run anew"
         ) from error
     run.rows = rows
 

@@ -4,7 +4,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from locobench import __version__
 from locobench.errors import BenchError
+from locobench.runfile import LARGEST, MOST
 
 # Raised when the same settings would no longer give the same numbers: results of two protocols do not mix.
 PROTOCOL = 1
@@ -66,8 +66,11 @@ class Settings:
         if self.lr > 1e38:
             raise BenchError(f"the learning rate of {self.method} must be at most 1e38, got {self.lr}")
         for name, value in self.params.items():
-            if not isfinite(value):
-                raise BenchError(f"{name} of {self.method} must be a finite number, got {value}")
+            if not abs(value) <= LARGEST:
+                raise BenchError(f"{name} of {self.method} must be a number of at most {LARGEST:g}, got {value}")
+        at_most(MOST, epochs=self.epochs, schedule_epochs=self.schedule_epochs, batch_size=self.batch_size)
+        if self.train_size is not None:
+            at_most(MOST, train_size=self.train_size)
         at_most(MOST_SEED, seed=self.seed)
         at_most(MOST_THREADS, threads=self.threads)
 
@@ -114,7 +117,7 @@ def use_device(name: str, threads: int) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         # torch reports a device it was not built for with an AssertionError.
         reason = str(error).strip().splitlines()[0]
         raise BenchError(f"--device {name} is not available here: {reason}") from error

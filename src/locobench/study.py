@@ -171,6 +171,8 @@ def open_study(
 
 def load(folder: Path) -> Study:
     """The study that is in a folder already."""
+    if folder.exists() and not folder.is_dir():
+        raise BenchError(f"{folder} is not a folder; name that of a study")
     path = folder / "study.json"
     try:
         content = description.read(path)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,8 @@ def export(sources: Sequence[Path], folder: Path) -> list[Path]:
 
 def _write(run: RunFile, target: Path) -> Path:
     """Fill a neighbour, then put its events in the place of those that were there; nothing else is touched."""
-    neighbour = target.with_name(target.name + ".part")
-    shutil.rmtree(neighbour, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=target.parent))
     try:
         _fill(run, neighbour)
         target.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from locobench.methods import Method, find
 from locobench.settings import Settings, use_device
 from locobench.stepping import close, evaluating, synchronize, take_step
 
-_REFUSAL = re.compile("finite|diverge|overflow", re.IGNORECASE)  # how an optimizer words it
+_REFUSAL = re.compile("finite|diverge|overflow|factorised|ill-conditioned", re.IGNORECASE)  # how an optimizer words it
 
 
 class Diverged(Exception):
@@ -92,7 +92,8 @@ class Training:
         """
         self._seed_epoch(0)
         model, optimizer, _ = self._start()
-        with contextlib.suppress(RuntimeError):  # a refused step is reported when it happens in earnest
+        # A refused step is reported when it happens in earnest.
+        with contextlib.suppress(RuntimeError, ValueError, ArithmeticError):
             for _ in range(2):
                 take_step(model, optimizer, self.train[: self.settings.batch_size])
         close(optimizer)
@@ -150,6 +151,8 @@ class Training:
             if _REFUSAL.search(str(error)):
                 raise Diverged(str(error)) from error
             raise  # out of memory, say
+        except (ValueError, ArithmeticError) as error:  # a root of a negative number, say
+            raise Diverged(f"{type(error).__name__}: {error}") from error
         synchronize(self.device)
         self.seconds += perf_counter() - start
         value = loss.item()

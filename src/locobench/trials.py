@@ -40,14 +40,17 @@ class Trial:
 
 def read_trials(path: Path) -> list[Trial]:
     """Read `trials.jsonl`; an error names the line that is not as it should be."""
-    trials = []
+    trials: list[Trial] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, start=1):
         try:
-            trials.append(_trial(checked(line), path.parent))
+            trial = _trial(checked(line), path.parent)
+            if any(trial.file == other.file for other in trials):
+                raise ValueError(f"{trial.file.relative_to(path.parent)} for the second time")
+            trials.append(trial)
         except ValueError as error:
             raise BenchError(
                 f"{path}, line {number} is damaged ({error}); `locobench tune --out {path.parent}` writes the file anew"

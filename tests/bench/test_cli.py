@@ -139,7 +139,7 @@ def test_unknown_data_and_model():
         (["--lr", "sgd=1", "--methods", "adam"], "--lr is given for sgd, which --methods leaves out"),
         (["--set", "adam=1"], "unknown hyperparameter '' of adam; it has: beta1, beta2"),
         (["--set", "adam.beta1"], "--set 'adam.beta1' is not of the form METHOD.NAME=NUMBER"),
-        (["--set", "adam.beta1=inf"], "beta1 of adam must be a finite number"),
+        (["--set", "adam.beta1=inf"], "beta1 of adam must be a number of at most 1e+100, got inf"),
         (["--set", "soap.beta1=1"], "--set is given for soap, which --methods leaves out"),
         (["--seeds", "1"], "--seeds goes with --tuned; use --seed"),
         (["--methods", ","], "no method named"),

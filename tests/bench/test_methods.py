@@ -115,9 +115,15 @@ def test_a_file_from_before_hyperparameters_is_one_of_defaults(tmp_path: Path):
         ("sgd", {"momentum": 0.5}, "sgd; it has none besides its learning rate"),
         ("adam", {"beta1": 2.0}, "adam does not take beta1 2: Invalid beta parameter"),
         ("locoprop-m", {"activation_lr": -1.0}, "locoprop-m does not take activation_lr -1"),
+        ("kfac", {"damping": -1.0}, "kfac does not take damping -1: "),
+        ("schedule-free", {"beta1": 0.0}, "schedule-free does not take beta1 0: "),
+        ("locoprop-s-exact", {"damping": 1e90}, "locoprop-s-exact does not take damping 1e90: "),
     ],
 )
 def test_hyperparameters_that_a_method_does_not_take(method: str, params: dict[str, float], message: str):
+    library = METHODS[method].library
+    if library is not None:
+        pytest.importorskip(library.module)
     with pytest.raises(BenchError, match=message):
         METHODS[method].check(1e-3, params)
 

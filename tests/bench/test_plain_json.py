@@ -34,6 +34,7 @@ def test_what_can_be_written_is_read(value: object):
         ('{"\\udc00": 1}', "half a surrogate pair"),
         ("[" * 200_000, "nested too deeply"),
         ('{"a":' * 200_000, "nested too deeply"),
+        ("[" * 50 + "]" * 50, "nested too deeply"),
         ('{"a": ', "Expecting value"),
     ],
     ids=lambda value: value[:12],

@@ -215,7 +215,7 @@ def test_a_finished_search_has_nothing_to_say_about_trials(study: Path):
 def test_runs_of_what_was_best_before_the_search_went_on_are_named(study: Path):
     rows = [json.loads(line) for line in (study / "trials.jsonl").read_text().splitlines()]
     better = {**rows[2], "lr": 0.5, "train_loss": 1.0}
-    worse = {**rows[4], "lr": 0.5, "train_loss": 9e4}
+    worse = {**rows[4], "trial": 9, "file": "trials/sgd/0009.jsonl", "lr": 0.5, "train_loss": 9e4}
     (study / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [better, rows[4], worse]))
     loaded = load(study)
     assert loaded.outdated == ["adam"]

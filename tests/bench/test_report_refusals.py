@@ -16,6 +16,9 @@ from reports import change_rows, page_of, shown
 from locobench import runfile
 from locobench.libraries import Library
 from locobench.report import readme
+from locobench.trials import best_trial, read_trials
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
 
 
 @pytest.mark.parametrize(("key", "value"), [("protocol", 7), ("data", "mnist"), ("activation", "relu")])
@@ -123,6 +126,23 @@ def test_no_report_is_written_where_another_cannot_be(study: Path, tmp_path: Pat
     assert not (study / "report").exists()
 
 
+def test_the_same_trial_twice_is_named(study: Path):
+    path = study / "trials.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[2]]))
+    assert f"line {len(lines) + 1} is damaged ({json.loads(lines[2])['file']} for the second time)" in refused(
+        "report", study
+    )
+
+
+def test_a_best_trial_that_is_not_the_searchs_is_named(study: Path):
+    shutil.rmtree(study / "best")
+    best = best_trial(read_trials(study / "trials.jsonl"), "adam")
+    assert best is not None
+    change_rows(best.file, lambda rows: rows[:-1])
+    assert f"{best.file} is not the run that the search had there; restore it" in refused("report", study)
+
+
 def test_a_best_trial_of_another_method_is_named(study: Path):
     shutil.rmtree(study / "best")
     for path in study.glob("trials/adam/*.jsonl"):
@@ -140,6 +160,57 @@ def test_a_picture_of_another_kind_is_shown_and_a_damaged_one_leaves_nothing(stu
     assert not list((tmp_path / "others").rglob("*"))
     Image.new("L", (20, 1)).save(picture)
     assert "is no row of images above another" in refused("report", study)
+
+
+def test_names_that_would_end_or_hide_the_block(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    text = f"{readme.BEGIN}\r\n{readme.END}\r\n".encode()
+    Path("README.md").write_bytes(text)
+    odd = study.rename(tmp_path / "a <!-- results:end -->")
+    assert "the block would not be found again with these names in it" in refused("report", odd.name, "--readme")
+    assert Path("README.md").read_bytes() == text
+    assert not (odd / "report").exists()
+    odd.rename(tmp_path / "-x")
+    shown("report", "./-x", "--readme")
+    assert "`locobench report ./-x --readme`" in Path("README.md").read_text()
+    assert "up to date" in shown("report", "--readme", "--check")
+    assert Path("README.md").read_bytes().count(b"\r\n") == Path("README.md").read_bytes().count(b"\n")
+
+
+def test_a_damaged_picture_of_the_second_folder_leaves_the_first_as_it_is(study: Path, tmp_path: Path):
+    other = Path(shutil.copytree(study, tmp_path / "other"))
+    (other / "best" / "1" / "adam.reconstructions.png").write_bytes(b"none")
+    assert "adam.reconstructions.png is damaged" in refused("report", study, other)
+    assert not (study / "report").exists()
+    assert not (other / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("steps", ["1", "3"]), ("steps", [1, 2]), ("steps", None), ("gradient", 1.7e308), ("dampings", [])],
+)
+def test_second_order_numbers_that_are_none_are_named(study: Path, tmp_path: Path, key: str, value: object):
+    content = json.loads((RESULTS / "second-order.json").read_text())
+    for layer in content["points"][0]["layers"]:
+        if key == "dampings":
+            layer["dampings"] = value
+        for result in layer["dampings"]:
+            if key == "gradient":
+                result["gradient"] = dict.fromkeys(result["gradient"], value)
+    if key == "steps":
+        content["steps"] = value
+    (tmp_path / "numbers.json").write_text(json.dumps(content))
+    line = refused("report", study, "--second-order", tmp_path / "numbers.json")
+    assert f"{tmp_path / 'numbers.json'} is no file of `locobench figure second-order`" in line
+    assert not (study / "report").exists()
+
+
+def test_runs_whose_names_end_alike_do_not_replace_each_other(study: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    shutil.copy(study / "best" / "1" / "adam.jsonl", tmp_path / "sgd.part.jsonl")
+    shutil.copy(study / "best" / "1" / "sgd.jsonl", tmp_path / "sgd.jsonl")
+    shown("export", tmp_path / "sgd.part.jsonl", tmp_path / "sgd.jsonl", "--tensorboard", tmp_path / "logs")
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["sgd", "sgd.part"]
 
 
 def test_other_damage_is_named(study: Path, tmp_path: Path):

@@ -207,6 +207,38 @@ def test_an_empty_file_and_a_damaged_checkpoint_are_named(tmp_path: Path):
         runs.carry_out(SETTINGS, some_images(), tmp_path)
 
 
+def test_epochs_without_a_checkpoint_are_not_thrown_away(tmp_path: Path):
+    path = runs.carry_out(SETTINGS, some_images(), tmp_path).path
+    cut = "".join(path.read_text().splitlines(keepends=True)[:-1])
+    path.write_text(cut)
+    said = rf"adam\.jsonl has {SETTINGS.epochs - 1} epochs of {SETTINGS.epochs} and no checkpoint to go on from"
+    with pytest.raises(BenchError, match=said):
+        runs.carry_out(SETTINGS, some_images(), tmp_path)
+    assert path.read_text() == cut
+
+
+@pytest.mark.parametrize("change", [{"rows": [1, 2]}, {"settings": {"lr": 0.5}}, {"rows": None}], ids=str)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any]):
+    with pytest.raises(KeyboardInterrupt):
+        runs.carry_out(SETTINGS, some_images(), tmp_path, Interrupter(2, "epoch"))
+    path, before = tmp_path / "adam.checkpoint", (tmp_path / "adam.jsonl").read_text()
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    with pytest.raises(BenchError, match=r"adam\.checkpoint is damaged .*delete it and adam\.jsonl"):
+        runs.carry_out(SETTINGS, some_images(), tmp_path)
+    assert (tmp_path / "adam.jsonl").read_text() == before
+
+
+def test_a_file_that_is_a_link_stays_one_and_keeps_its_rights(tmp_path: Path):
+    (tmp_path / "there").write_text("old")
+    (tmp_path / "there").chmod(0o600)
+    (tmp_path / "here").symlink_to("there")
+    runfile.write_atomically(tmp_path / "here", lambda file: file.write_text("new"))
+    assert (tmp_path / "here").is_symlink()
+    assert (tmp_path / "there").read_text() == "new"
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
+
+
 def test_deleting_the_file_begins_the_run_anew(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         runs.carry_out(SETTINGS, some_images(), tmp_path, Interrupter(3, "step"))

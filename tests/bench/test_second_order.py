@@ -157,8 +157,8 @@ def test_command(tmp_path: Path):
         (["--batch-size", 31], "--batch-size 31 needs at least twice as many images, there are 60"),
         (["--seed", -1], "--seed must be at least 0, got -1"),
         (["--threads", 0], "--threads must be at least 1, got 0"),
-        (["--out", "."], "--out must name the PNG, got .; the numbers go next to it with the suffix .json"),
-        (["--out", "a.json"], "--out must name the PNG, got a.json; the numbers go next to it with the suffix .json"),
+        (["--out", "."], "--out must name the PNG, got ."),
+        (["--out", "a.json"], "--out must name the PNG, got a.json"),
     ],
 )
 def test_refused(arguments: list[object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

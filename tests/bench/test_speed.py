@@ -325,3 +325,41 @@ def test_sizes_that_nothing_has(tmp_path: Path, option: str, value: int):
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith(f"locobench: {option} must be at ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("adam.jsonl", "--out must name the JSON"),
+        ("README", "--out must name the JSON"),
+        ("README.json", "the table would replace"),
+        ("study.json", "study.json is no file of `locobench speed`"),
+    ],
+)
+def test_files_of_others_are_not_replaced(tmp_path: Path, out: str, said: str):
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "study.json").write_text("{}")
+    (tmp_path / "adam.jsonl").write_text("{}")
+    before = {path: path.read_text() for path in tmp_path.iterdir()}
+    result = run("speed", "--out", tmp_path / out)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert before == {path: path.read_text() for path in tmp_path.iterdir()}
+
+
+def test_a_measurement_that_fails_leaves_the_one_before(small: None, tmp_path: Path):
+    out = tmp_path / "speed.json"
+    options = ("--methods", "sgd", "--rounds", 1, "--threads", 1, "--out", out)
+    assert run("speed", *options, "--batch-size", "10,20").exit_code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run("speed", *options, "--batch-size", f"10,{10**12}").exit_code == 2
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.pop("speed.unfinished.json")
+    assert after == before
+
+
+def test_a_price_with_only_some_of_the_sizes_is_named(tmp_path: Path):
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps({"prices": [{"method": "adam", "time_ratio": 1.0, "width": 1}]}))
+    with pytest.raises(BenchError, match="adam has only some of batch_size, depth, width"):
+        prices.read(path)

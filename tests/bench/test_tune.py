@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,44 @@ def test_a_lost_database_and_a_cut_line_cost_no_other_row(whole: Path, tmp_path:
     search(tmp_path, "sgd")
     kept = [row for row in exported(whole) if (row["method"], row["trial"]) != ("adam", 3)]
     assert exported(tmp_path) == kept
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete from trial_user_attributes",
+        "update trial_user_attributes set value_json='\"x\"' where key='train_loss'",
+        "update trial_user_attributes set value_json='NaN' where key='seconds'",
+        "update trials set state='FOO' where number=1",
+        "update trial_values set value=NULL",
+        "delete from trial_values",
+        "delete from trial_params",
+        "drop table trial_params",
+        "update trial_params set param_value=-5",
+        "delete from trials where number=1",
+        "delete from trials where number=1; update trials set state='WAITING' where number=2",
+    ],
+)
+def test_a_damaged_database_is_named_and_costs_no_row(whole: Path, tmp_path: Path, damage: str):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    rows = (tmp_path / "trials.jsonl").read_bytes()
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.executescript(damage)
+        database.commit()
+    with pytest.raises(BenchError, match=r"study\.db (is damaged|has lost)"):
+        search(tmp_path, "sgd,adam")
+    assert (tmp_path / "trials.jsonl").read_bytes() == rows
+    (tmp_path / "study.db").unlink()
+    search(tmp_path, "sgd,adam")
+    assert sorted((tmp_path / "trials.jsonl").read_bytes().splitlines()) == sorted(rows.splitlines())
+
+
+def test_a_study_of_another_program_in_the_database_is_left_alone(whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    other = optuna.create_study(study_name="another", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    other.add_trial(optuna.trial.create_trial(value=1.0))
+    search(tmp_path, "sgd")
+    assert exported(tmp_path) == exported(whole)
 
 
 def test_a_new_study_that_is_refused_leaves_no_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -67,7 +67,7 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     assert run("compare", "--tuned", tmp_path, "--seeds", "1,2").exit_code == 0
     assert files == {path: path.read_bytes() for path in files}, "nothing is repeated"
 
-    better = {**best["sgd"], "lr": 0.5, "train_loss": 0.0, "seconds": 1.0}
+    better = {**best["sgd"], "trial": 9, "file": "trials/sgd/0009.jsonl", "lr": 0.5, "train_loss": 0.0, "seconds": 1.0}
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write(json.dumps(better) + "\n")
     refused = run("compare", "--tuned", tmp_path, "--seeds", "2,3")
@@ -79,7 +79,8 @@ def test_the_command_and_its_best_on_fresh_seeds(tmp_path: Path, monkeypatch: py
     assert files == {path: path.read_bytes() for path in tmp_path.glob("best/*/*.jsonl")}
 
     for arguments, message in [
-        (["--seeds", "0,1"], "--seeds must be at least 1"),
+        (["--seeds", "0,1"], "--seeds 0 is the one that"),
+        (["--seeds", "-1"], "--seeds must be at least 0"),
         (["--epochs", 3, "--lr", "sgd=1"], "--epochs, --lr cannot be given with --tuned"),
         (["--methods", "muon"], "has no finished trial of muon; there are: "),
     ]:

@@ -59,6 +59,8 @@ def figure(
     """
     path = out or Path("runs") / f"{name}.png"
     with plain_errors():
+        if path.is_dir() or path.suffix.lower() != ".png":
+            raise BenchError(f"--out must name the PNG, got {path}")
         if (file is None) == (name == "speed"):
             raise BenchError("figure speed needs the FILE that `locobench speed` wrote; the other figures take none")
         if file is not None:
@@ -77,8 +79,6 @@ def _cost(file: Path, path: Path) -> Path:
     from locobench import cost_plot, prices
     from locobench.runfile import prepare_folder
 
-    if path.is_dir() or path.suffix.lower() == ".json":
-        raise BenchError(f"--out must name the PNG, got {path}")
     content = prices.read(file)
     prepare_folder(path.parent)
     return cost_plot.save(content, path)
@@ -100,8 +100,8 @@ def _second_order(
         dampings = [float(part) for part in damping.split(",")]
     except ValueError:
         raise BenchError(f"--damping must be comma-separated numbers, got {damping}") from None
-    if path.suffix == ".json" or path.is_dir():
-        raise BenchError(f"--out must name the PNG, got {path}; the numbers go next to it with the suffix .json")
+    if not resemblance_plot.may_replace(path.with_suffix(".json")):
+        raise BenchError(f"the numbers would replace {path.with_suffix('.json')}, another file; choose another --out")
     prepare_folder(path.parent)
     use_device("cpu", threads)
     images = load(data).train

@@ -67,18 +67,24 @@ def speed(
         from locobench import speed as job
         from locobench.methods import PRICED, find_all
         from locobench.runfile import prepare_folder, write_atomically
-        from locobench.settings import at_least, counted_threads, default_threads, whole_numbers
+        from locobench.settings import at_least, counted_threads, default_threads, use_device, whole_numbers
 
         at_least(1, rounds=rounds)
         threads = default_threads() if threads is None else threads
         widths, depths = whole_numbers("width", width, 1000), whole_numbers("depth", depth, 1000)
         batch_sizes = whole_numbers("batch-size", batch_size, 10**12)
         chosen = find_all(methods, PRICED)
-        prepare_folder(out.parent)
         if out.is_dir():
             raise BenchError(f"--out {out} is a folder; name a file in it, such as {out / 'speed.json'}")
-        if out.suffix.lower() in (".png", ".md"):
+        if out.suffix.lower() != ".json":
             raise BenchError(f"--out must name the JSON, got {out}; table and plot go next to it, as .md and .png")
+        if out.exists():
+            prices.read(out)  # an earlier measurement is replaced, another file is not
+        elif out.with_suffix(".md").exists():
+            raise BenchError(f"the table would replace {out.with_suffix('.md')}; choose another --out")
+        use_device(device, threads)
+        prepare_folder(out.parent)
+        unfinished = out.with_suffix(".unfinished.json")
         settings = {
             "model": model,
             "activation": activation,
@@ -111,7 +117,8 @@ def speed(
                 ),
             ):
                 sections.append(section)
-                content = prices.save(sections, settings, out)  # an interruption costs one section at most
+                content = prices.save(sections, settings, unfinished)  # an interruption costs one section at most
+        unfinished.replace(out)
         title = f"{model} {activation} autoencoder, {device}, {counted_threads(threads)}"
         console.print(prices.table(sections, title))
         text = prices.markdown(sections, title)

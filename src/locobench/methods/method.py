@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
+import torch
 from torch.optim import Optimizer
 
 from locobench import problems
 from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.schedules import Schedule, linear_decay
-from locobench.stepping import close
+from locobench.stepping import close, evaluating, take_step
 
 Family = Literal["LocoProp", "first-order", "second-order and matrix", "special cases of LocoProp", "other"]
 
@@ -71,9 +72,21 @@ class Method:
                 raise BenchError(f"unknown hyperparameter {name!r} of {self.name}; {has}")
         if params and self.missing is None:
             try:
-                self.options(lr, params)
-            except (ValueError, TypeError) as error:
+                self._try_out(lr, params)
+            except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
                 raise BenchError(f"{self.name} does not take {written(params)}: {error}") from error
+
+    def _try_out(self, lr: float, params: Mapping[str, Any]) -> None:
+        """A step on something small, and an evaluation: some settings are refused by these alone."""
+        model = problems.Autoencoder(4, [3, 2], "tanh")
+        optimizer = self.build(model, lr, **params)
+        try:
+            with torch.random.fork_rng(devices=[]):  # nothing else may draw other numbers for it
+                take_step(model, optimizer, torch.full((5, 4), 0.5))
+            with evaluating(optimizer):
+                pass
+        finally:
+            close(optimizer)
 
     def options(self, lr: float, params: Mapping[str, Any]) -> dict[str, Any]:
         """What its optimizer is set to with these hyperparameters: those and the ones that nobody can choose."""

@@ -25,15 +25,18 @@ def recorded(readme: Path) -> tuple[list[Path], Path | None]:
     Raises:
         BenchError: There is no such block, or it names no command.
     """
-    _, block, _ = _split(readme)
-    found = _COMMAND.search(block)
+    return _named(readme, _split(readme)[1])
+
+
+def _named(readme: Path, text: str) -> tuple[list[Path], Path | None]:
+    found = _COMMAND.search(text)
     if found is None:
         raise BenchError(f"the block in {readme} names no folder yet; begin with `locobench report DIR --readme`")
     try:
         words = shlex.split(found[1])
     except ValueError as error:
         raise BenchError(f"the command in the block of {readme} cannot be read ({error}): {found[1]}") from None
-    *folders, option, speed = words if "--speed" in words else [*words, "--speed", ""]
+    *folders, option, speed = words if len(words) > 1 and "--speed" in words else [*words, "--speed", ""]
     if option != "--speed" or not folders or any(word.startswith("-") for word in [*folders, speed]):
         raise BenchError(
             f"the command in the block of {readme} should name folders, and at most one file after --speed at its end: "
@@ -48,16 +51,19 @@ def check(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> N
     Raises:
         BenchError: The file has not the two comments, or a name cannot stand in Markdown.
     """
-    _split(readme)
+    before, _, after = _split(readme)
     if "`" in command_of(folders, speed):
         raise BenchError("a name with a backtick in it cannot stand in Markdown; rename the folder or the file")
+    text = block(readme, folders, speed)
+    if _pieces(readme, before + text + after)[1] != text or _named(readme, text) != ([*folders], speed):
+        raise BenchError("the block would not be found again with these names in it; rename the folders or the file")
 
 
 def rewrite(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> bool:
     """Put the block as the folders' files give it; returns whether anything changed."""
     before, old, after = _split(readme)
     new = block(readme, folders, speed)
-    if "\r\n" in before:  # a file keeps its ends of lines
+    if "\r\n" in before + after:  # a file keeps its ends of lines
         new = new.replace("\n", "\r\n")
     if new == old:
         return False
@@ -81,8 +87,8 @@ def block(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> s
     """
     parts = [_part(readme, load(folder, speed)) for folder in folders]
     made = f"Written from the run files by `{command_of(folders, speed)} --readme`."
-    parts_text = "\n\n".join(parts)
-    return f"\n{parts_text}\n{made}\n"
+    text = "\n\n".join([*parts[:-1], f"{parts[-1]}\n{made}"])
+    return "\n" + text.replace("<!--", "&lt;!--") + "\n"  # no name or message ends the block
 
 
 def _part(readme: Path, study: Study) -> str:
@@ -127,6 +133,10 @@ def _split(readme: Path) -> tuple[str, str, str]:
         text = readme.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"cannot read {readme}: {error}; run this in the folder of README.md") from error
+    return _pieces(readme, text)
+
+
+def _pieces(readme: Path, text: str) -> tuple[str, str, str]:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise BenchError(f"{readme} should hold one {BEGIN} and after it one {END}, each on a line of its own")
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)

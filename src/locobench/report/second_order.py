@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from locobench import plain_json
 from locobench.errors import BenchError
 from locobench.report.charts import layout
+from locobench.runfile import is_count
 from locobench.series import DIRECTIONS, SERIES, Series
 from locobench.styles import Style
 
@@ -21,11 +22,17 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = plain_json.loads(path.read_text(encoding="utf-8"))
+        if not all(is_count(step, 1) for step in content["steps"]):
+            raise ValueError(f"steps are {content['steps']!r}")
+        if not all(point["layers"][0]["dampings"] for point in content["points"]):
+            raise ValueError("a point of training has nothing to show")
         for direction in DIRECTIONS:
-            figure(content, direction)
+            for trace in figure(content, direction).data:
+                if not all(abs(cosine) <= 1.001 for cosine in trace.y) or not len(trace.x) == len(trace.y) > 0:
+                    raise ValueError(f"{trace.name} are no cosines for the steps {content['steps']!r}")
     except OSError as error:
         raise BenchError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, StopIteration) as error:
         raise BenchError(f"{path} is no file of `locobench figure second-order`: {error!r}") from error
     return content
 

@@ -128,6 +128,9 @@ def _best_of_search(trials: list[Trial], method: str) -> list[RunFile]:
     run = read(best.file)
     if _method(run) != method:
         raise BenchError(f"{best.file} is a run of {_method(run)}, where the search has one of {method}; restore it")
+    last = run.rows[-1]["train_loss"] if run.rows else None
+    if (run.config["lr"], run.config["params"], last) != (best.lr, best.params, best.train_loss):
+        raise BenchError(f"{best.file} is not the run that the search had there; restore it")
     return [run]
 
 

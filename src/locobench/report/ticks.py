@@ -14,6 +14,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers for a log axis, more of them where it spans little."""
     if low <= 0:
         return []
+    low, high = float(low), float(high)  # NumPy's would warn
     span = high / low
     cuts = next(cuts for most, cuts in _CUTS if span <= most)
     ticks = [float(f"{cut}e{power}") for power in range(-4, 12) for cut in cuts]

@@ -47,10 +47,8 @@ def write_all(folders: Sequence[Path], *, speed: Path | None = None, second_orde
     Args:
         folders: As for `write`, and so are the other two.
     """
-    check()
-    for folder in folders:
-        load(folder, speed)
-    return [file for folder in folders for file in write(folder, speed=speed, second_order=second_order).files]
+    drafts = [_draft(folder, speed, second_order) for folder in folders]
+    return [file for draft in drafts for file in _put(draft).files]
 
 
 def write(folder: Path, *, speed: Path | None = None, second_order: Path | None = None) -> Written:
@@ -64,6 +62,20 @@ def write(folder: Path, *, speed: Path | None = None, second_order: Path | None 
     Raises:
         BenchError: A library is missing, what is read is not as it should be, or another process is writing the report.
     """
+    return _put(_draft(folder, speed, second_order))
+
+
+@dataclass(frozen=True)
+class _Draft:
+    study: Study
+    summary: Summary
+    title: str
+    command: str
+    page: str
+
+
+def _draft(folder: Path, speed: Path | None, second_order: Path | None) -> _Draft:
+    """All that is read and can be refused."""
     check()
     from locobench.report import page
     from locobench.report import second_order as resemblance
@@ -72,23 +84,34 @@ def write(folder: Path, *, speed: Path | None = None, second_order: Path | None 
     summary = summarize(study)
     content = None if second_order is None else resemblance.read(second_order)
     title = title_of(study)
-    out = folder / "report"
-    prepare_folder(out)
     command = command_of([folder], speed, second_order)
-    text = page.render(study, summary, title, command, content)
+    return _Draft(study, summary, title, command, page.render(study, summary, title, command, content))
+
+
+def _put(draft: _Draft) -> Written:
+    study, summary = draft.study, draft.summary
+    out = study.folder / "report"
+    prepare_folder(out)
     with locked(out):
-        files = [_text(out / "report.html", text), _text(out / "table.md", _markdown(study, summary, command))]
-        files += _pictures(study, summary, title, out)
+        files = [_text(out / "report.html", draft.page)]
+        files += [_text(out / "table.md", _markdown(study, summary, draft.command))]
+        files += _pictures(study, summary, draft.title, out)
         for name in _PICTURES - {file.name for file in files}:
             (out / name).unlink(missing_ok=True)  # of an earlier report, which had prices or trials
-        return Written(study, summary, title, files)
+        return Written(study, summary, draft.title, files)
 
 
 def command_of(folders: Sequence[Path], speed: Path | None = None, second_order: Path | None = None) -> str:
     """What draws the report again."""
     options = [("--speed", speed), ("--second-order", second_order)]
-    parts = [part for name, path in options if path is not None for part in (name, path.as_posix())]
-    return shlex.join(["locobench", "report", *(folder.as_posix() for folder in folders), *parts])
+    parts = [part for name, path in options if path is not None for part in (name, _word(path))]
+    return shlex.join(["locobench", "report", *map(_word, folders), *parts])
+
+
+def _word(path: Path) -> str:
+    """A path that is not taken for an option."""
+    name = path.as_posix()
+    return f"./{name}" if name.startswith("-") else name
 
 
 def title_of(study: Study) -> str:
