@@ -61,7 +61,7 @@ def from_optuna(params: dict[str, float]) -> Point:
     }
 
 
-def spread(space: Space, count: int, seed: str) -> list[Point]:
+def sobol_points(space: Space, count: int, seed: str) -> list[Point]:
     """Points that cover the space evenly."""
     if count == 0:
         return []

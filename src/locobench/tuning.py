@@ -153,8 +153,8 @@ class Search:
         if its_round.start > its_round.phase.start:
             return proposals.promising(its_round.phase.whole, before, count, seed)
         if its_round.start > 0:
-            return proposals.spread(its_round.phase.new, count, seed)
-        return [self._default(method), *proposals.spread(its_round.phase.new, count - 1, seed)]
+            return proposals.sobol_points(its_round.phase.new, count, seed)
+        return [self._default(method), *proposals.sobol_points(its_round.phase.new, count - 1, seed)]
 
     def _default(self, method: str) -> Point:
         known = find(method)

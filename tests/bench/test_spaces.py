@@ -72,11 +72,11 @@ def test_settings_that_are_known_to_be_good_are_well_inside(method: str, good: d
 
 def test_sobol_points_cover_the_space():
     space = {"lr": Range(1e-4, 1e-2), "x": Range(1, 100)}
-    points = proposals.spread(space, 8, "seed")
+    points = proposals.sobol_points(space, 8, "seed")
     for name, one in space.items():
         assert {int(8 * one.position(point[name])) for point in points} == set(range(8))
-    assert points == proposals.spread(space, 8, "seed")
-    assert points != proposals.spread(space, 8, "another")
+    assert points == proposals.sobol_points(space, 8, "seed")
+    assert points != proposals.sobol_points(space, 8, "another")
 
 
 @pytest.mark.parametrize(
