@@ -10,12 +10,9 @@ import pytest
 from commands import refused
 from reports import change_rows, last_losses, page_of, shown
 
-from locobench import runfile
-from locobench.commands import report as command
 from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.report import cells, charts, facts, write
-from locobench.report import readme as readme_block
 from locobench.report.study import load
 from locobench.report.summary import summarize
 from locobench.report.words import headline
@@ -301,88 +298,9 @@ def test_a_method_whose_library_is_missing(study: Path, monkeypatch: pytest.Monk
     assert summarize(load(study)).absent == {"SOAP": "not installed: pip install pytorch_optimizer"}
 
 
-MARKED = "# title\n\n<!-- results:begin -->\nold\n<!-- results:end -->\n\nthe rest\n"
-
-
-def test_the_block_of_the_readme(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    readme = tmp_path / "README.md"
-    assert "cannot read README.md" in refused("report", "study", "--readme")
-    readme.write_text("no marks")
-    assert "should hold one <!-- results:begin -->" in refused("report", "study", "--readme")
-    readme.write_text(MARKED)
-    assert "names no folder yet" in refused("report", "--readme")
-    assert "out of date" in refused("report", "study", "--readme", "--check")
-    assert "written: README.md" in shown("report", "study", "--readme")
-    text = readme.read_text()
-    ours = summarize(load(study)).line("locoprop-m")
-    assert text.startswith("# title\n\n<!-- results:begin -->\n")
-    assert text.endswith("<!-- results:end -->\n\nthe rest\n")
-    assert f"| LocoProp-M | {ours.train.text} |" in text
-    assert "](study/report/train-epochs.png)" in text
-    assert "`locobench report study --readme`" in text
-    assert "up to date" in shown("report", "--readme", "--check")
-    assert not readme_block.rewrite(readme, [Path("study")]), "nothing to change"
-    assert readme.read_text() == text
-    change_rows(study / "best" / "1" / "locoprop-m.jsonl", lambda rows: [*rows[:-1], {**rows[-1], "train_loss": 1.25}])
-    assert "out of date" in refused("report", "--readme", "--check")
-
-
-def test_a_readme_keeps_its_ends_of_lines(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    Path("README.md").write_bytes(f"# x\r\n{readme_block.BEGIN}\r\n{readme_block.END}\r\n".encode())
-    shown("report", study, "--readme")
-    text = Path("README.md").read_bytes()
-    assert text.count(b"\r\n") == text.count(b"\n") > 10
-    assert "up to date" in shown("report", "--readme", "--check")
-    assert "README.md" not in shown("report", "--readme"), "nothing to write"
-
-
-def test_this_projects_readme_is_up_to_date(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(RESULTS.parent)
-    assert command.README.exists()
-    shown("report", "--readme", "--check")
-
-
 def test_arguments_that_make_no_sense(study: Path):
     assert "--check goes with --readme" in refused("report", study, "--check")
     assert "name a folder" in refused("report")
-
-
-def test_export_touches_nothing_but_its_own_events(finished_study: Path, tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    (run, *_) = sorted((finished_study / "best" / "1").glob("*.jsonl"))
-    (tmp_path / "adam").mkdir()
-    (tmp_path / "adam" / "adam.jsonl").write_bytes(run.read_bytes())
-    (tmp_path / "adam.jsonl").write_bytes(run.read_bytes())
-    for _ in range(2):
-        shown("export", tmp_path / "adam", "--tensorboard", tmp_path)  # into the run's own folder
-    assert (tmp_path / "adam" / "adam.jsonl").exists()
-    assert len(list((tmp_path / "adam").glob("events.out.tfevents*"))) == 1
-    shown("export", tmp_path, "--tensorboard", tmp_path / "tb")  # one run's place is the parent of another's
-    assert all(list((tmp_path / "tb" / name).glob("events.out.tfevents*")) for name in ("adam", "adam/adam"))
-    assert not list(tmp_path.rglob("*.part"))
-
-
-def test_export_for_tensorboard(finished_study: Path, tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    best = finished_study / "best"
-    out = tmp_path / "tb"
-    said = shown("export", best, "--tensorboard", out)
-    shown("export", best, "--tensorboard", out)
-    assert f"written: {out / '1' / 'adam'}" in said
-    (file,) = (out / "1" / "adam").iterdir()
-    events = EventAccumulator(str(file))
-    events.Reload()
-    rows = runfile.read(best / "1" / "adam.jsonl").rows
-    found = events.Scalars("loss/train")
-    assert [event.step for event in found] == [1, 2, 3]
-    assert [event.value for event in found] == pytest.approx([row["train_loss"] for row in rows])
-    assert found[2].wall_time - found[0].wall_time == pytest.approx(rows[2]["seconds"] - rows[0]["seconds"], abs=1e-3)
-    assert events.Tags()["images"] == ["reconstructions"]
-    assert "does not exist" in refused("export", tmp_path / "nothing", "--tensorboard", out)
 
 
 def test_the_table_names_its_columns(finished_study: Path):

@@ -15,7 +15,6 @@ from reports import change_rows, page_of, shown
 
 from locobench import runfile
 from locobench.libraries import Library
-from locobench.report import readme
 from locobench.trials import best_trial, read_trials
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
@@ -101,23 +100,6 @@ def test_the_list_of_trials_is_no_run(study: Path, tmp_path: Path):
     assert f"lists the trials of a search and is no run file; those are in {study / 'trials'}" in line
 
 
-def test_a_readme_that_cannot_be_written_is_refused_before_the_report(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-    assert "cannot read README.md" in refused("report", study, "--readme")
-    Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report 'a b --readme`\n{readme.END}\n")
-    assert "cannot be read (No closing quotation): 'a b" in refused("report", "--readme")
-    for words in ("a --speed", "a --speed b c", "--speed b", "a --speed=b", "a --fast", "a --speed --readme"):
-        Path("README.md").write_text(f"{readme.BEGIN}\n`locobench report {words} --readme`\n{readme.END}\n")
-        assert f"should name folders, and at most one file after --speed at its end: {words}" in refused(
-            "report", "--readme"
-        )
-    odd = study.rename(tmp_path / "a`b")
-    assert "a name with a backtick in it cannot stand in Markdown" in refused("report", odd, "--readme")
-    assert not (odd / "report").exists()
-
-
 def test_no_report_is_written_where_another_cannot_be(study: Path, tmp_path: Path):
     bad = tmp_path / "bad"
     bad.mkdir()
@@ -162,21 +144,6 @@ def test_a_picture_of_another_kind_is_shown_and_a_damaged_one_leaves_nothing(stu
     assert "is no row of images above another" in refused("report", study)
 
 
-def test_names_that_would_end_or_hide_the_block(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    text = f"{readme.BEGIN}\r\n{readme.END}\r\n".encode()
-    Path("README.md").write_bytes(text)
-    odd = study.rename(tmp_path / "a <!-- results:end -->")
-    assert "the block would not be found again with these names in it" in refused("report", odd.name, "--readme")
-    assert Path("README.md").read_bytes() == text
-    assert not (odd / "report").exists()
-    odd.rename(tmp_path / "-x")
-    shown("report", "./-x", "--readme")
-    assert "`locobench report ./-x --readme`" in Path("README.md").read_text()
-    assert "up to date" in shown("report", "--readme", "--check")
-    assert Path("README.md").read_bytes().count(b"\r\n") == Path("README.md").read_bytes().count(b"\n")
-
-
 def test_a_damaged_picture_of_the_second_folder_leaves_the_first_as_it_is(study: Path, tmp_path: Path):
     other = Path(shutil.copytree(study, tmp_path / "other"))
     (other / "best" / "1" / "adam.reconstructions.png").write_bytes(b"none")
@@ -203,14 +170,6 @@ def test_second_order_numbers_that_are_none_are_named(study: Path, tmp_path: Pat
     line = refused("report", study, "--second-order", tmp_path / "numbers.json")
     assert f"{tmp_path / 'numbers.json'} is no file of `locobench figure second-order`" in line
     assert not (study / "report").exists()
-
-
-def test_runs_whose_names_end_alike_do_not_replace_each_other(study: Path, tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    shutil.copy(study / "best" / "1" / "adam.jsonl", tmp_path / "sgd.part.jsonl")
-    shutil.copy(study / "best" / "1" / "sgd.jsonl", tmp_path / "sgd.jsonl")
-    shown("export", tmp_path / "sgd.part.jsonl", tmp_path / "sgd.jsonl", "--tensorboard", tmp_path / "logs")
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["sgd", "sgd.part"]
 
 
 def test_other_damage_is_named(study: Path, tmp_path: Path):
