@@ -7,6 +7,7 @@ import torch
 from locobench import canvas
 from locobench.errors import BenchError
 from locobench.runfile import write_atomically
+from locobench.unit_loss import unit_losses
 from torchloco import MatchingLoss, SquaredLoss, Transfer, get_transfer
 
 _TARGETS = (-2.0, -0.5, 0.5, 2.0)  # pre-activations
@@ -29,8 +30,10 @@ def local_losses(names: list[str], path: Path) -> Path:
     predictions = torch.linspace(-3, 3, 301, dtype=torch.float64)
     for panel, transfer in zip(axes, [*transfers, None], strict=True):
         for target, colour in zip(_TARGETS, _COLOURS, strict=True):
-            losses = [value(transfer, float(a), target) for a in predictions]
-            panel.plot(predictions.numpy(), losses, color=colour, label=f"target {target:g}")
+            losses = unit_losses(SquaredLoss(), get_transfer("identity"), predictions, target)
+            if transfer is not None:
+                losses = unit_losses(MatchingLoss(), transfer, predictions, target)
+            panel.plot(predictions.numpy(), losses.numpy(), color=colour, label=f"target {target:g}")
         panel.set_title("squared loss" if transfer is None else f"matching loss of {transfer.name}")
         panel.set_xlabel("predicted pre-activation")
         panel.set_ylim(-0.1, 5)
@@ -42,17 +45,6 @@ def local_losses(names: list[str], path: Path) -> Path:
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
-
-
-def value(transfer: Transfer | None, prediction: float, target: float) -> float:
-    """The loss of one unit: matching, or squared for None; prediction and target are pre-activations."""
-    a = torch.tensor([[prediction]], dtype=torch.float64)
-    goal = torch.tensor([[target]], dtype=torch.float64)
-    if transfer is None:
-        return float(SquaredLoss().value(a, goal, get_transfer("identity")))
-    # Up to F*(T), the divergence is F(A) - T·A; F(A₀) - T·A₀ at T = f(A₀) is the constant, whatever is known of F*.
-    loss, t = MatchingLoss(), transfer(goal)
-    return float(loss.value(a, t, transfer) - loss.value(goal, t, transfer))
 
 
 def _transfer(name: str) -> Transfer:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from locobench.report.charts import layout
+from locobench.unit_loss import unit_losses
 from torchloco import MatchingLoss, PostActivationLoss, SquaredLoss, get_transfer
 from torchloco.losses import Loss
 
@@ -28,26 +29,19 @@ def table() -> dict[str, Any]:
     return {
         "predictions": _short(predictions),
         "targets": _short(targets),
-        "squared": [_values(SquaredLoss(), "identity", predictions, target) for target in targets],
+        "squared": [_values(SquaredLoss(), "identity", predictions, target) for target in targets.tolist()],
         "transfers": {
             name: {
-                "matching": [_values(MatchingLoss(), name, predictions, target) for target in targets],
-                "post": [_values(PostActivationLoss(), name, predictions, target) for target in targets],
+                "matching": [_values(MatchingLoss(), name, predictions, target) for target in targets.tolist()],
+                "post": [_values(PostActivationLoss(), name, predictions, target) for target in targets.tolist()],
             }
             for name in TRANSFERS
         },
     }
 
 
-def _values(loss: Loss, name: str, predictions: Tensor, target: Tensor) -> list[float]:
-    """The loss of one unit at each prediction, less that at the target, which is 0 up to a constant of F*."""
-    transfer = get_transfer(name)
-    goal = target if isinstance(loss, SquaredLoss) else transfer(target)
-
-    def value(prediction: Tensor) -> Tensor:
-        return loss.value(prediction.reshape(1, 1), goal.reshape(1, 1), transfer)
-
-    return _short(torch.vmap(value)(predictions) - value(target))
+def _values(loss: Loss, name: str, predictions: Tensor, target: float) -> list[float]:
+    return _short(unit_losses(loss, get_transfer(name), predictions, target))
 
 
 def _short(values: Tensor) -> list[float]:
