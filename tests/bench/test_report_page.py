@@ -111,6 +111,11 @@ def test_everything_is_drawn_without_a_network(any_tab: Tab):
     assert all(width == 10 * 4 and alt for width, alt in images)
 
 
+def test_no_button_sends_anything_anywhere(any_tab: Tab):
+    buttons = any_tab.ask("[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)")
+    assert set(buttons) == {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
+
+
 def test_nothing_is_wider_than_the_window(any_tab: Tab):
     widths = any_tab.ask("[document.documentElement.scrollWidth, window.innerWidth]")
     assert widths[0] <= widths[1]

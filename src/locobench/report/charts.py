@@ -36,6 +36,7 @@ def layout(x: str, y: str, **more: Any) -> go.Layout:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": _AXIS, "activecolor": _INK},
         xaxis={**axis, "title": {"text": x, "standoff": 8}, "showgrid": False},
         yaxis={**axis, "title": {"text": y, "standoff": 6}, "automargin": True},
         **more,
