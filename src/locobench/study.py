@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from locobench import description, proposals, spaces
 from locobench.choices import TierName
 from locobench.errors import BenchError
+from locobench.methods import METHODS
 from locobench.proposals import Point
 from locobench.provenance import commit, today
 from locobench.runfile import prepare_folder, write_atomically
@@ -188,7 +189,16 @@ def load(folder: Path) -> Study:
 
 def methods_of(folder: Path) -> list[str]:
     """The methods of the study in a folder, the most wanted first; none where there is no study."""
-    return list(reversed(load(folder).content["spaces"])) if (folder / "study.json").exists() else []
+    if not (folder / "study.json").exists():
+        return []
+    names = list(reversed(load(folder).content["spaces"]))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise BenchError(
+            f"{folder / 'study.json'} has spaces of {', '.join(unknown)}, which are no methods here; name those to go on "
+            "with by --methods"
+        )
+    return names
 
 
 @contextmanager

@@ -157,6 +157,13 @@ def test_a_damaged_description_is_named(whole: Path, tmp_path: Path, key: str, v
         assert f"study.json is damaged ({reason}" in refused(*arguments, tmp_path)
 
 
+def test_a_method_of_a_study_that_is_none_here_is_named(whole: Path, tmp_path: Path):
+    content = json.loads((whole / "study.json").read_text())
+    content["spaces"]["foo"] = content["spaces"]["sgd"]
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    assert "study.json has spaces of foo, which are no methods here; name those" in refused("tune", "--out", tmp_path)
+
+
 def test_a_library_that_is_broken_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "broken_module.py").write_text("raise ImportError('cannot import name x from torch')")
     monkeypatch.syspath_prepend(str(tmp_path))
