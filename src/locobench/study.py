@@ -195,8 +195,8 @@ def methods_of(folder: Path) -> list[str]:
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise BenchError(
-            f"{folder / 'study.json'} has spaces of {', '.join(unknown)}, which are no methods here; name those to go on "
-            "with by --methods"
+            f"{folder / 'study.json'} has spaces of {', '.join(unknown)}, which are no methods here; name those to "
+            "go on with by --methods"
         )
     return names
 

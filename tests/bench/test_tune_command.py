@@ -161,7 +161,8 @@ def test_a_method_of_a_study_that_is_none_here_is_named(whole: Path, tmp_path: P
     content = json.loads((whole / "study.json").read_text())
     content["spaces"]["foo"] = content["spaces"]["sgd"]
     (tmp_path / "study.json").write_text(json.dumps(content))
-    assert "study.json has spaces of foo, which are no methods here; name those" in refused("tune", "--out", tmp_path)
+    line = refused("tune", "--out", tmp_path)
+    assert "study.json has spaces of foo, which are no methods here; name those to go on with by --methods" in line
 
 
 def test_a_library_that_is_broken_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
