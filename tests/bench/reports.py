@@ -7,7 +7,7 @@ from commands import run
 
 from locobench import runfile
 from locobench.report import page, write
-from locobench.report.study import load
+from locobench.report.results import load
 from locobench.report.summary import summarize
 
 

@@ -13,7 +13,7 @@ from locobench import methods, problems, runfile, runs, spaces, styles
 from locobench.choices import STUDY_METHODS
 from locobench.errors import BenchError
 from locobench.methods import METHODS, Method
-from locobench.report.study import load
+from locobench.report.results import load
 from locobench.report.summary import summarize
 from locobench.stepping import evaluating
 from locobench.training import Training

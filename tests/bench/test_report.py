@@ -13,7 +13,7 @@ from reports import change_rows, last_losses, page_of, shown
 from locobench.errors import BenchError
 from locobench.libraries import Library
 from locobench.report import cells, charts, facts, write
-from locobench.report.study import load
+from locobench.report.results import load
 from locobench.report.summary import summarize
 from locobench.report.words import headline
 from locobench.trials import best_trial

@@ -10,7 +10,7 @@ import pytest
 
 from locobench.report import page as parts
 from locobench.report import second_order, write
-from locobench.report.study import load
+from locobench.report.results import load
 from locobench.report.summary import summarize
 from locobench.series import DIRECTIONS
 

@@ -13,7 +13,7 @@ from locobench import reconstructions
 from locobench.methods.method import written
 from locobench.report import charts, local_losses, second_order
 from locobench.report.means import Mean
-from locobench.report.study import ceiling, load
+from locobench.report.results import ceiling, load
 from locobench.report.summary import Line, summarize
 from locobench.report.ticks import log_ticks
 from locobench.report.words import headline

@@ -8,7 +8,7 @@ from reports import change_rows, shown
 
 from locobench.commands import report as command
 from locobench.report import readme as readme_block
-from locobench.report.study import load
+from locobench.report.results import load
 from locobench.report.summary import summarize
 
 RESULTS = Path(__file__).parent.parent.parent / "results"

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from locobench.methods import family, label
 from locobench.methods.method import written
 from locobench.report.means import Mean
-from locobench.report.study import ceiling
+from locobench.report.results import ceiling
 from locobench.report.summary import Line
 from locobench.styles import style
 from locobench.trials import Trial

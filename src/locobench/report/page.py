@@ -14,7 +14,7 @@ from locobench.methods import FAMILIES, family
 from locobench.reconstructions import COUNT, path_of, read
 from locobench.report import cells, charts, local_losses, second_order
 from locobench.report.facts import facts
-from locobench.report.study import Study
+from locobench.report.results import Results
 from locobench.report.summary import Line, Summary
 from locobench.report.ticks import log_ticks
 from locobench.report.words import headline
@@ -39,18 +39,18 @@ class Plot:
     figure: go.Figure
 
 
-def render(study: Study, summary: Summary, title: str, command: str, resemblance: dict[str, Any] | None) -> str:
+def render(results: Results, summary: Summary, title: str, command: str, resemblance: dict[str, Any] | None) -> str:
     """The page.
 
     Args:
-        study: What it is about.
+        results: What it is about.
         summary: Its numbers.
         title: Of the page.
         command: That draws it again.
         resemblance: The content of a second-order file, if that is to be shown.
     """
     losses = local_losses.table()
-    loss_plots, trial_plots = _loss_plots(summary), _trial_plots(study)
+    loss_plots, trial_plots = _loss_plots(summary), _trial_plots(results)
     local = Plot("local", "Local loss", "The local loss against the prediction", local_losses.figure(losses))
     order_plots = [] if resemblance is None else _second_order(resemblance)
     plots = [*loss_plots, *trial_plots, local, *order_plots]
@@ -64,7 +64,7 @@ def render(study: Study, summary: Summary, title: str, command: str, resemblance
     )
     return environment.get_template("page.html").render(
         title=title,
-        headline=headline(study, summary),
+        headline=headline(results, summary),
         tiles=tiles(summary),
         families=_toggles(summary),
         loss_plots=loss_plots,
@@ -75,12 +75,12 @@ def render(study: Study, summary: Summary, title: str, command: str, resemblance
         columns=heads,
         rows=[(line.method, family(line.method) == "LocoProp", cells.row(line, summary)) for line in summary.lines],
         absent=[cells.absent(label, reason, len(heads)) for label, reason in summary.absent.items()],
-        images=_images(study, summary),
+        images=_images(results, summary),
         count=COUNT,
         transfers=local_losses.TRANSFERS,
         start=local_losses.START,
         lines=local_losses.LINES.values(),
-        facts=facts(study, summary, command),
+        facts=facts(results, summary, command),
         has_bands=any(line.seeds > 1 for line in summary.lines),
         plotly=get_plotlyjs(),
         data=_embedded({"plots": {plot.name: _as_json(plot.figure) for plot in plots}, "local": losses}),
@@ -116,11 +116,11 @@ def _loss_plots(summary: Summary) -> list[Plot]:
     ]
 
 
-def _trial_plots(study: Study) -> list[Plot]:
-    if not study.trials:
+def _trial_plots(results: Results) -> list[Plot]:
+    if not results.trials:
         return []
     alt = "Points: the final train loss of every trial against its base learning rate, by method."
-    return [Plot("sensitivity", "Sensitivity to the learning rate", alt, charts.sensitivity(study.trials))]
+    return [Plot("sensitivity", "Sensitivity to the learning rate", alt, charts.sensitivity(results.trials))]
 
 
 def _second_order(content: dict[str, Any]) -> list[Plot]:
@@ -164,11 +164,11 @@ def _toggles(summary: Summary) -> list[tuple[str, list[tuple[Line, Any]]]]:
     return [(name, members) for name, members in groups if members]
 
 
-def _images(study: Study, summary: Summary) -> list[tuple[str, str]]:
+def _images(results: Results, summary: Summary) -> list[tuple[str, str]]:
     """Originals first, then each method's reconstructions, as data URLs; empty where no run has any."""
     found: list[tuple[str, str]] = []
     for line in summary.lines:
-        runs = sorted(study.runs[line.method], key=lambda run: run.config.get("seed") or 0)
+        runs = sorted(results.runs[line.method], key=lambda run: run.config.get("seed") or 0)
         pair = next((pair for run in runs if (pair := read(path_of(run.path))) is not None), None)
         if pair is None:
             continue

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 
 from locobench import canvas
 from locobench.methods import family, label
-from locobench.report.study import ceiling
+from locobench.report.results import ceiling
 from locobench.report.summary import Line
 from locobench.report.ticks import log_ticks
 from locobench.runfile import write_atomically

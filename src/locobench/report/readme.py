@@ -8,7 +8,7 @@ from pathlib import Path
 
 from locobench.errors import BenchError
 from locobench.report import cells, facts
-from locobench.report.study import Study, load
+from locobench.report.results import Results, load
 from locobench.report.summary import summarize
 from locobench.report.words import headline
 from locobench.report.write import command_of, title_of
@@ -91,8 +91,8 @@ def block(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> s
     return "\n" + text.replace("<!--", "&lt;!--") + "\n"  # no name or message ends the block
 
 
-def _part(readme: Path, study: Study) -> str:
-    summary = summarize(study)
+def _part(readme: Path, results: Results) -> str:
+    summary = summarize(results)
     heads = [column.title for column in cells.columns(summary)]
     unknown = {
         "trials": all(line.trials is None for line in summary.lines),
@@ -101,17 +101,17 @@ def _part(readme: Path, study: Study) -> str:
         "2nd trial": all(line.second_best is None for line in summary.lines),
     }
     only = tuple(title for title in heads if not unknown.get(title))
-    picture = Path(os.path.relpath(study.folder / "report" / "train-epochs.png", readme.parent)).as_posix()
-    dates, commit = facts.provenance(study)
+    picture = Path(os.path.relpath(results.folder / "report" / "train-epochs.png", readme.parent)).as_posix()
+    dates, commit = facts.provenance(results)
     dated = f"{_PROVENANCE}{dates or 'an unknown date'}, commit {commit or 'unknown'}."
-    notes = [f"{value[0].upper()}{value[1:]}." for _, value in facts.caveats(study, summary)]
-    versions = study.config.get("versions", {})
-    where = f"{facts.machine(study)}, torch {versions.get('torch', '?')}"
+    notes = [f"{value[0].upper()}{value[1:]}." for _, value in facts.caveats(results, summary)]
+    versions = results.config.get("versions", {})
+    where = f"{facts.machine(results)}, torch {versions.get('torch', '?')}"
     return "\n".join(
         [
-            f"**{title_of(study)}.** {' '.join(headline(study, summary))}",
+            f"**{title_of(results)}.** {' '.join(headline(results, summary))}",
             "",
-            f"![Train loss against epochs, {title_of(study)}]({picture})",
+            f"![Train loss against epochs, {title_of(results)}]({picture})",
             "",
             cells.markdown(summary, only),
             "Train, test: cross-entropy summed over the pixels, mean over all images. To a loss: time until it is "

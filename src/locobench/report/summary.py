@@ -6,7 +6,7 @@ from math import inf
 from locobench.methods import METHODS, Family, family, label
 from locobench.methods.method import written
 from locobench.report.means import Curve, Mean, clock, curve_of, median_step, time_ratio
-from locobench.report.study import Study
+from locobench.report.results import Results
 from locobench.runfile import RunFile
 
 
@@ -91,60 +91,60 @@ class Summary:
         return next((line for line in self.lines if family(line.method) == kind and line.train), None)
 
 
-def summarize(study: Study) -> Summary:
+def summarize(results: Results) -> Summary:
     """Compute everything that the table and the headline need."""
-    ratios = _step_ratios(study)
-    prices = ratios if study.prices else {}
-    curves = {method: curve_of(runs, prices.get(method), bool(prices)) for method, runs in study.runs.items()}
+    ratios = _step_ratios(results)
+    prices = ratios if results.prices else {}
+    curves = {method: curve_of(runs, prices.get(method), bool(prices)) for method, runs in results.runs.items()}
     final = {method: curve.train[-1].value for method, curve in curves.items() if curve.train}
-    sound = {method: loss for method, loss in final.items() if not any(run.diverged for run in study.runs[method])}
+    sound = {method: loss for method, loss in final.items() if not any(run.diverged for run in results.runs[method])}
     first_order = min((m for m in sound if family(m) == "first-order"), key=sound.__getitem__, default=None)
     lines = [
         Line(
             method=method,
             label=label(method),
             settings=written({"lr": runs[0].config["lr"], **runs[0].config["params"]}),
-            trials=sum(trial.method == method for trial in study.trials) or None,
-            second_best=_second_best(study, method),
-            planned=study.planned.get(method),
-            diverged=_diverged(study, method),
+            trials=sum(trial.method == method for trial in results.trials) or None,
+            second_best=_second_best(results, method),
+            planned=results.planned.get(method),
+            diverged=_diverged(results, method),
             seeds=len(runs),
             status=_status(runs),
             curve=curves[method],
             step_ratio=ratios.get(method),
-            step_spread=study.prices.get(method, {}).get("time_spread") if method != "adam" else None,
-            measured=method in study.prices,
-            bytes_ratio=study.prices.get(method, {}).get("bytes_ratio"),
+            step_spread=results.prices.get(method, {}).get("time_spread") if method != "adam" else None,
+            measured=method in results.prices,
+            bytes_ratio=results.prices.get(method, {}).get("bytes_ratio"),
             to_adam=time_ratio(curves, method, "adam"),
             to_first_order=time_ratio(curves, method, first_order),
         )
-        for method, runs in study.runs.items()
+        for method, runs in results.runs.items()
     ]
     lines.sort(key=lambda line: (line.method not in sound, final.get(line.method, inf)))
     best = next((line for line in lines if line.method == first_order), None)
-    return Summary(lines, _absent(study), best, bool(study.prices))
+    return Summary(lines, _absent(results), best, bool(results.prices))
 
 
-def _step_ratios(study: Study) -> dict[str, float]:
+def _step_ratios(results: Results) -> dict[str, float]:
     """Time of a step ÷ Adam's: by `locobench speed`, or by the medians of the runs' epochs where it has no price."""
-    steps = {method: median_step(runs) for method, runs in study.runs.items()}
+    steps = {method: median_step(runs) for method, runs in results.runs.items()}
     adam = steps.get("adam")
-    alike = {method for method, runs in study.runs.items() if adam and clock(runs) == clock(study.runs["adam"])}
+    alike = {method for method, runs in results.runs.items() if adam and clock(runs) == clock(results.runs["adam"])}
     own = {method: step / adam for method, step in steps.items() if step and adam and method in alike}
-    measured = {method: row["time_ratio"] for method, row in study.prices.items()}
+    measured = {method: row["time_ratio"] for method, row in results.prices.items()}
     return own | measured | ({"adam": 1.0} if "adam" in own | measured else {})  # not what noise makes of it
 
 
-def _second_best(study: Study, method: str) -> float | None:
+def _second_best(results: Results, method: str) -> float | None:
     """How much of the best trial was luck: a search that has found a region finds it twice."""
-    finished = [t.train_loss for t in study.trials if t.method == method and t.state == "finished"]
+    finished = [t.train_loss for t in results.trials if t.method == method and t.state == "finished"]
     return sorted(loss for loss in finished if loss is not None)[1] if len(finished) > 1 else None
 
 
-def _diverged(study: Study, method: str) -> int:
-    if study.trials:
-        return sum(trial.method == method and trial.state == "diverged" for trial in study.trials)
-    return sum(run.diverged for run in study.runs[method])
+def _diverged(results: Results, method: str) -> int:
+    if results.trials:
+        return sum(trial.method == method and trial.state == "diverged" for trial in results.trials)
+    return sum(run.diverged for run in results.runs[method])
 
 
 def _status(runs: list[RunFile]) -> str:
@@ -156,13 +156,13 @@ def _status(runs: list[RunFile]) -> str:
     return f"{wanted}" if done >= wanted else f"{done}/{wanted}"
 
 
-def _absent(study: Study) -> dict[str, str]:
+def _absent(results: Results) -> dict[str, str]:
     """Methods that the study names and of which it has no run."""
-    spaces = study.info.get("spaces") or {}
-    named = [*spaces, *dict.fromkeys(trial.method for trial in study.trials)]
+    spaces = results.info.get("spaces") or {}
+    named = [*spaces, *dict.fromkeys(trial.method for trial in results.trials)]
     found = {}
     for method in dict.fromkeys(named):
-        if method not in study.runs:
+        if method not in results.runs:
             missing = METHODS[method].missing if method in METHODS else None
             found[label(method)] = f"not installed: {missing}" if missing else "no trial finished"
     return found

@@ -1,17 +1,18 @@
 """What the numbers say in sentences: the headline, and what to mind about the search."""
 
+from collections import Counter
 from math import hypot, inf
 
 from locobench import spaces
 from locobench.methods import label
 from locobench.methods.method import written
 from locobench.report.means import Mean
-from locobench.report.study import Study
+from locobench.report.results import Results
 from locobench.report.summary import Line, Summary
 from locobench.trials import best_trial
 
 
-def headline(study: Study, summary: Summary) -> list[str]:
+def headline(results: Results, summary: Summary) -> list[str]:
     """What the data says, in sentences."""
     shown = [line for line in summary.lines if line.train]
     if not shown:
@@ -20,7 +21,7 @@ def headline(study: Study, summary: Summary) -> list[str]:
     first = ours or shown[0]
     if first.train is None:
         return []
-    data, epochs = study.config["data"].upper(), _epochs(first)
+    data, epochs = results.config["data"].upper(), _epochs(first)
     sentence = f"After {epochs} on {data}, {first.label} is at a train loss of {first.train.text}"
     if rival and rival is not first and rival.train:
         sentence += f", {_compared(first.train, rival.train)} the best first-order method, {rival.label}, at "
@@ -35,7 +36,9 @@ def headline(study: Study, summary: Summary) -> list[str]:
     sentences += _times(first, summary)
     if any(line.status != shown[0].status for line in shown):
         sentences.append("Not all runs are of the same length or finished.")
-    if any(count > sum(trial.method == method for trial in study.trials) for method, count in study.planned.items()):
+    if any(
+        count > sum(trial.method == method for trial in results.trials) for method, count in results.planned.items()
+    ):
         sentences.append("The search is not finished.")
     if max(line.seeds for line in shown) == 1:
         sentences.append("One seed each: how far results scatter is not known.")
@@ -79,13 +82,14 @@ def _times(first: Line, summary: Summary) -> list[str]:
     return sentences
 
 
-def search_caveats(study: Study) -> list[tuple[str, str]]:
+def search_caveats(results: Results) -> list[tuple[str, str]]:
     """What is not as it should be in the end, or not alike for all: numbers of trials, and runs of earlier bests."""
-    counts = {method: sum(trial.method == method for trial in study.trials) for method in study.planned}
+    tried = Counter(trial.method for trial in results.trials)
+    counts = {method: tried[method] for method in results.planned}
     found = []
-    lacking = [m for m, count in counts.items() if count < study.planned[m]]
+    lacking = [m for m, count in counts.items() if count < results.planned[m]]
     if lacking:
-        each = ", ".join(f"{label(m)} {counts[m]} of {study.planned[m]}" for m in lacking)
+        each = ", ".join(f"{label(m)} {counts[m]} of {results.planned[m]}" for m in lacking)
         found.append(("search", f"the search is not finished, its best settings may still change: {each} trials"))
     elif len(set(counts.values())) > 1:
         groups: dict[int, list[str]] = {}
@@ -93,22 +97,22 @@ def search_caveats(study: Study) -> list[tuple[str, str]]:
             groups.setdefault(count, []).append(label(method))
         each = "; ".join(f"{count}: {', '.join(groups[count])}" for count in sorted(groups, reverse=True))
         found.append(("trials", f"the methods have not had equal numbers of trials: {each}"))
-    edges = [text for method in counts if method not in lacking for text in _edges(study, method)]
+    edges = [text for method in counts if method not in lacking for text in _edges(results, method)]
     if edges:
         found.append(("edges", f"the best settings lie on the edge of what was searched: {'; '.join(edges)}"))
-    if study.outdated:
-        names = ", ".join(label(method) for method in study.outdated)
+    if results.outdated:
+        names = ", ".join(label(method) for method in results.outdated)
         found.append(("outdated", f"the search has found better settings since these runs on fresh seeds: {names}"))
     return found
 
 
-def _edges(study: Study, method: str) -> list[str]:
+def _edges(results: Results, method: str) -> list[str]:
     """The best settings that are on the edge of the space that they come from."""
-    best = best_trial(study.trials, method)
+    best = best_trial(results.trials, method)
     if best is None:
         return []
-    widenings = study.info["widened"].get(method, [])
-    space = spaces.from_data(widenings[-1]["space"] if widenings else study.info["spaces"][method], method)
+    widenings = results.info["widened"].get(method, [])
+    space = spaces.from_data(widenings[-1]["space"] if widenings else results.info["spaces"][method], method)
     point = {"lr": best.lr, **best.params}
     if point.keys() != space.keys():  # a file from elsewhere
         return []

@@ -9,7 +9,7 @@ from locobench.errors import BenchError
 from locobench.libraries import JINJA, PLOTLY
 from locobench.report import cells, pictures
 from locobench.report.facts import facts
-from locobench.report.study import Study, load
+from locobench.report.results import Results, load
 from locobench.report.summary import Summary, summarize
 from locobench.report.words import headline
 from locobench.runfile import locked, prepare_folder, write_atomically
@@ -22,13 +22,13 @@ class Written:
     """A report.
 
     Attributes:
-        study: What it is about.
+        results: What it is about.
         summary: Its numbers.
         title: Of page and plots.
         files: That were written, the page first.
     """
 
-    study: Study
+    results: Results
     summary: Summary
     title: str
     files: list[Path]
@@ -67,7 +67,7 @@ def write(folder: Path, *, speed: Path | None = None, second_order: Path | None 
 
 @dataclass(frozen=True)
 class _Draft:
-    study: Study
+    results: Results
     summary: Summary
     title: str
     command: str
@@ -80,25 +80,25 @@ def _draft(folder: Path, speed: Path | None, second_order: Path | None) -> _Draf
     from locobench.report import page
     from locobench.report import second_order as resemblance
 
-    study = load(folder, speed)
-    summary = summarize(study)
+    results = load(folder, speed)
+    summary = summarize(results)
     content = None if second_order is None else resemblance.read(second_order)
-    title = title_of(study)
+    title = title_of(results)
     command = command_of([folder], speed, second_order)
-    return _Draft(study, summary, title, command, page.render(study, summary, title, command, content))
+    return _Draft(results, summary, title, command, page.render(results, summary, title, command, content))
 
 
 def _put(draft: _Draft) -> Written:
-    study, summary = draft.study, draft.summary
-    out = study.folder / "report"
+    results, summary = draft.results, draft.summary
+    out = results.folder / "report"
     prepare_folder(out)
     with locked(out):
         files = [_text(out / "report.html", draft.page)]
-        files += [_text(out / "table.md", _markdown(study, summary, draft.command))]
-        files += _pictures(study, summary, draft.title, out)
+        files += [_text(out / "table.md", _markdown(results, summary, draft.command))]
+        files += _pictures(results, summary, draft.title, out)
         for name in _PICTURES - {file.name for file in files}:
             (out / name).unlink(missing_ok=True)  # of an earlier report, which had prices or trials
-        return Written(study, summary, draft.title, files)
+        return Written(results, summary, draft.title, files)
 
 
 def command_of(folders: Sequence[Path], speed: Path | None = None, second_order: Path | None = None) -> str:
@@ -114,16 +114,16 @@ def _word(path: Path) -> str:
     return f"./{name}" if name.startswith("-") else name
 
 
-def title_of(study: Study) -> str:
+def title_of(results: Results) -> str:
     """What was trained on what, for how long."""
-    config = study.config
+    config = results.config
     name = {"curves": "CURVES", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "usps": "USPS"}
     epochs = "1 epoch" if config["epochs"] == 1 else f"{config['epochs']} epochs"
     model = f"{config['model']} {config.get('activation', '')}".strip()
     return f"{name.get(config['data'], config['data'])}: the {model} autoencoder, {epochs}"
 
 
-def _pictures(study: Study, summary: Summary, title: str, out: Path) -> list[Path]:
+def _pictures(results: Results, summary: Summary, title: str, out: Path) -> list[Path]:
     wanted = [("train", "epochs"), ("train", "seconds"), ("test", "epochs")]
     if summary.priced:
         wanted.append(("train", "adam_steps"))
@@ -131,14 +131,14 @@ def _pictures(study: Study, summary: Summary, title: str, out: Path) -> list[Pat
         pictures.losses(summary.lines, loss, against, title, out / f"{loss}-{against.replace('_', '-')}.png")
         for loss, against in wanted
     ]
-    if study.trials:
-        drawn.append(pictures.sensitivity(study.trials, title, out / "sensitivity.png"))
+    if results.trials:
+        drawn.append(pictures.sensitivity(results.trials, title, out / "sensitivity.png"))
     return drawn
 
 
-def _markdown(study: Study, summary: Summary, command: str) -> str:
-    notes = "\n".join(f"- {name}: {value}" for name, value in facts(study, summary, command))
-    return "\n".join([" ".join(headline(study, summary)), "", cells.markdown(summary), notes, ""])
+def _markdown(results: Results, summary: Summary, command: str) -> str:
+    notes = "\n".join(f"- {name}: {value}" for name, value in facts(results, summary, command))
+    return "\n".join([" ".join(headline(results, summary)), "", cells.markdown(summary), notes, ""])
 
 
 def _text(path: Path, text: str) -> Path:

@@ -16,7 +16,7 @@ _PROBLEM = ("protocol", "data", "model", "activation", "train_size")
 
 
 @dataclass(frozen=True)
-class Study:
+class Results:
     """All that a report shows.
 
     Attributes:
@@ -67,7 +67,7 @@ class Study:
         return [run for runs in self.runs.values() for run in runs]
 
 
-def load(folder: Path, speed: Path | None = None) -> Study:
+def load(folder: Path, speed: Path | None = None) -> Results:
     """Read a folder.
 
     Args:
@@ -81,14 +81,14 @@ def load(folder: Path, speed: Path | None = None) -> Study:
         raise BenchError(f"{folder} is not a folder")
     own = [path for path in (folder / "speed.json", folder.resolve().parent / "speed.json") if path.exists()]
     file = speed if speed is not None else own[0] if own else None
-    study = _study if (folder / "study.json").exists() or (folder / "trials.jsonl").exists() else _plain
+    read_in = _study if (folder / "study.json").exists() or (folder / "trials.jsonl").exists() else _plain
     if file is None:
-        return study(folder)
+        return read_in(folder)
     content = prices.read(file)
-    return replace(study(folder), prices=prices.rows_of(content), priced_on=prices.measured_on(content))
+    return replace(read_in(folder), prices=prices.rows_of(content), priced_on=prices.measured_on(content))
 
 
-def _plain(folder: Path) -> Study:
+def _plain(folder: Path) -> Results:
     runs = read_folder(folder)
     _belong_together(runs)
     begun = [run for run in runs if run.rows]
@@ -97,10 +97,10 @@ def _plain(folder: Path) -> Study:
     chosen = _best_settings(begun)
     searched = {method for method in chosen if len({_settings(run) for run in runs if _method(run) == method}) > 1}
     trials = [_as_trial(run) for run in runs] if searched else []
-    return Study(folder, chosen, trials)
+    return Results(folder, chosen, trials)
 
 
-def _study(folder: Path) -> Study:
+def _study(folder: Path) -> Results:
     described = folder / "study.json"
     info = description.read(described) if described.exists() else {}
     path = folder / "trials.jsonl"
@@ -117,7 +117,7 @@ def _study(folder: Path) -> Study:
         )
     chosen |= {_method(run): [run] for run in alone}
     _belong_together([*runs, *alone], info, described)
-    return Study(folder, chosen, trials, info, frozenset(_method(run) for run in alone))
+    return Results(folder, chosen, trials, info, frozenset(_method(run) for run in alone))
 
 
 def _best_of_search(trials: list[Trial], method: str) -> list[RunFile]:
