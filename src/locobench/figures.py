@@ -30,8 +30,9 @@ def local_losses(names: list[str], path: Path) -> Path:
     predictions = torch.linspace(-3, 3, 301, dtype=torch.float64)
     for panel, transfer in zip(axes, [*transfers, None], strict=True):
         for target, colour in zip(_TARGETS, _COLOURS, strict=True):
-            losses = unit_losses(SquaredLoss(), get_transfer("identity"), predictions, target)
-            if transfer is not None:
+            if transfer is None:
+                losses = unit_losses(SquaredLoss(), get_transfer("identity"), predictions, target)
+            else:
                 losses = unit_losses(MatchingLoss(), transfer, predictions, target)
             panel.plot(predictions.numpy(), losses.numpy(), color=colour, label=f"target {target:g}")
         panel.set_title("squared loss" if transfer is None else f"matching loss of {transfer.name}")

@@ -54,9 +54,7 @@ class Ledger:
                 raise ValueError(f"trials of {method} are missing")
             for trial in found:
                 if trial.state.is_finished():
-                    row = checked(json.dumps(_row(method, trial)))
-                    if trial.state == TrialState.COMPLETE and trial.value != row["train_loss"]:
-                        raise ValueError(f"trial {trial.number} of {method} has two losses")
+                    _check(method, trial)
             return found
 
     def add(self, method: str, number: int, space: Space, point: Point) -> None:
@@ -152,7 +150,7 @@ class Ledger:
         except KeyError as error:
             raise BenchError(
                 f"{self.path} has lost what this process was at work on; another program deleted it. The same command "
-                "continues, once a file that is damaged is deleted"
+                "continues"
             ) from error
         except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
             raise BenchError(f"{self.path} {_reason(error)}") from error
@@ -168,6 +166,16 @@ def best(trials: list[FrozenTrial]) -> FrozenTrial | None:
     """The finished trial with the lowest train loss."""
     finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return min(finished, key=lambda trial: (trial.value, trial.number), default=None)
+
+
+def _check(method: str, trial: FrozenTrial) -> None:
+    """Raise a ValueError where an ended trial is not as `end` leaves it."""
+    try:
+        row = checked(json.dumps(_row(method, trial)))
+    except KeyError as error:
+        raise ValueError(f"trial {trial.number} of {method} lacks {error}") from error
+    if trial.state == TrialState.COMPLETE and trial.value != row["train_loss"]:
+        raise ValueError(f"trial {trial.number} of {method} has two losses")
 
 
 def _row(method: str, trial: FrozenTrial) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ _WHOLE = {
     **dict.fromkeys(("epochs", "steps_per_epoch", "schedule_epochs", "batch_size", "threads", "pixels"), 1),
     **dict.fromkeys(("seed", "parameters", "train_images", "test_images"), 0),
 }
+_ABANDONED = 3600.0  # seconds after which nobody is still writing a file
 LARGEST, MOST = 1e100, 10**12  # a number, a count
 _TRIALS = "trials.jsonl"  # of a study: an export with a row per run, no run file
 _EPOCH_KEYS = {"method", "epoch", "seconds", "train_loss", "test_loss"}
@@ -218,6 +221,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a neighbour of `path`, then put it in its place in one go, with the rights that were there."""
     target = path.resolve()  # a link stays one
     neighbour = target.with_name(f"{target.name}.{os.getpid()}.part")
+    for left in target.parent.glob(f"{escape(target.name)}.*.part"):  # by a process that was killed
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
     try:
         write(neighbour)
         with open(neighbour, "rb+") as file:

@@ -64,7 +64,9 @@ def carry_out(
         if run is None:
             run = RunFile(_path(settings, folder, name), _config(settings, training, images), [])
             run.checkpoint.unlink(missing_ok=True)  # of a run whose file was deleted: to begin it anew
-        _refuse_differences(run, {"optimizer": described(training.optimizer)}, run.config)
+        noted = run.config.get("optimizer", {})  # other versions may note less of it
+        now = {key: value for key, value in described(training.optimizer).items() if key in noted}
+        _refuse_differences(run, {"optimizer": now}, {"optimizer": {key: noted[key] for key in now}})
         run.config["commit"] = also(run.config.get("commit"), commit())
         _resume(run, training)
         run.save()
@@ -162,15 +164,21 @@ def _resume(run: RunFile, training: Training) -> None:
     try:
         with safe_globals(_classes(run.checkpoint, find(training.settings.method).library)):
             state = torch.load(run.checkpoint, map_location=training.device, weights_only=True)
-        if state.pop("settings") != training.settings.as_row():
+        settings = training.settings.as_row()
+        if state.pop("settings", settings) != settings:  # earlier versions did not note them
             raise ValueError("it is of another run")
         rows = checked(run, state.pop("rows"))
         training.load_state_dict(state)
     except Exception as error:  # torch.load fails in as many ways as there are kinds of damage
         raise BenchError(
-            f"{run.checkpoint} is damaged ({type(error).__name__}); delete it and {run.path.name} to begin the run anew"
+            f"{run.checkpoint} is damaged ({_reason(error)}); delete it and {run.path.name} to begin the run anew"
         ) from error
     run.rows = rows
+
+
+def _reason(error: Exception) -> str:
+    """In one line; what torch says of a damaged file fills a page."""
+    return str(error) if isinstance(error, ValueError) and len(str(error)) < 200 else type(error).__name__
 
 
 def _classes(checkpoint: Path, library: Library | None) -> list[Any]:

@@ -121,7 +121,7 @@ def _measure_section(
             continue
         try:
             _measure_method(price, adam, make, rounds, partial(on_round, section, method))
-        except RuntimeError as error:  # a refused step, or not enough memory
+        except (RuntimeError, ValueError, ArithmeticError) as error:  # a refused step, or not enough memory
             price.trouble = f"failed: {str(error).strip().splitlines()[0]}"
     peak.sample()
     section.peak = peak.as_row()
@@ -138,7 +138,7 @@ def _measure_method(
     price.peak_bytes = peak_of_training(method, make, batch)
     contestant = _Contestant(method, make, batch)
     price.multiply_adds = multiply_adds(contestant.model, contestant.optimizer, batch, method.period)
-    count = method.period * ceil(_ROUND / method.period)
+    count = method.period * 2 * ceil(_ROUND / (2 * method.period))
     for _ in range(rounds):
         adam_seconds, seconds = zip(*(_pair(adam, contestant, number) for number in range(count)), strict=True)
         price.adam_seconds.append(fmean(adam_seconds))

@@ -69,6 +69,16 @@ _STYLES = {
     "soap": Style("#AA4499", "s", "dashdot"),
     "kfac": Style("#332288", "p", "dashdot"),
     "foof": Style("#117733", "D", "dashdot"),
+    "locoprop-s-bf16": Style("#FFB000", "v", "dot"),
+    "locoprop-m-adam": Style("#E34A33", "^", "dash"),
+    "locoprop-m-anderson": Style("#FD8D3C", "h", "dot"),
+    "locoprop-s-cg": Style("#B30059", "p", "dash"),
+    "proxprop": Style("#8C6D31", "s", "dashdot"),
+    "implicit-sgd": Style("#5D6D1E", "o", "dashdot"),
+    "exponentiated-gradient": Style("#7D3C98", "X", "dot"),
+    "backprop": Style("#1B7F8C", "d", "dot"),
+    "sgd-momentum": Style("#4A6FE3", "h", "dot"),
+    "locoprop-pypi": Style("#806000", "8", "dash"),
     "foof-curvlinops": Style("#44AA99", "v", "dashdot"),
 }
 _SPARE = (Style("#8C6D31", ">"), Style("#5D6D1E", "8"), Style("#7D3C98", "d"), Style("#1B7F8C", "h"))

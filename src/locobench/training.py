@@ -151,7 +151,9 @@ class Training:
             if _REFUSAL.search(str(error)):
                 raise Diverged(str(error)) from error
             raise  # out of memory, say
-        except (ValueError, ArithmeticError) as error:  # a root of a negative number, say
+        except (ValueError, ArithmeticError) as error:
+            if isinstance(error, ValueError) and "math domain" not in str(error):  # a root of a negative number
+                raise  # a mistake in a program is no divergence
             raise Diverged(f"{type(error).__name__}: {error}") from error
         synchronize(self.device)
         self.seconds += perf_counter() - start

@@ -41,6 +41,7 @@ class Trial:
 def read_trials(path: Path) -> list[Trial]:
     """Read `trials.jsonl`; an error names the line that is not as it should be."""
     trials: list[Trial] = []
+    known: set[Path] = set()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -48,8 +49,9 @@ def read_trials(path: Path) -> list[Trial]:
     for number, line in enumerate(lines, start=1):
         try:
             trial = _trial(checked(line), path.parent)
-            if any(trial.file == other.file for other in trials):
+            if trial.file in known:
                 raise ValueError(f"{trial.file.relative_to(path.parent)} for the second time")
+            known.add(trial.file)
             trials.append(trial)
         except ValueError as error:
             raise BenchError(

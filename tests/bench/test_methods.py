@@ -10,7 +10,6 @@ from reports import change_rows
 from test_runs import RESULTS, SETTINGS, some_images
 
 from locobench import methods, problems, runfile, runs, spaces, styles
-from locobench.choices import STUDY_METHODS
 from locobench.errors import BenchError
 from locobench.methods import METHODS, Method
 from locobench.report.results import load
@@ -38,22 +37,20 @@ def test_the_documented_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_method_in_a_list_is_of_its_family(study: Path, monkeypatch: pytest.MonkeyPatch):
     """And may be the best first-order method of a report."""
-    monkeypatch.setitem(METHODS, "adamax", replace(METHODS["adam"], name="adamax", label="Adamax"))
-    monkeypatch.setattr(methods, "FIRST_ORDER_METHODS", methods.FIRST_ORDER_METHODS)
-    methods.FIRST_ORDER_METHODS.append(METHODS["adamax"])
-    try:
-        for path in study.glob("best/*/adam.jsonl"):
-            change_rows(path, lambda rows: [{**row, "method": "adamax"} for row in rows])
-        best = summarize(load(study)).best_first_order
-        assert best is not None
-        assert best.label == "Adamax"
-    finally:
-        methods.FIRST_ORDER_METHODS.pop()
     assert methods.family("adamax") == "other"
+    adamax = replace(METHODS["adam"], name="adamax", label="Adamax")
+    for known in (METHODS, methods.PRICED):
+        monkeypatch.setitem(known, "adamax", adamax)
+    monkeypatch.setitem(methods._LISTS, "first-order", [*methods.FIRST_ORDER_METHODS, adamax])
+    for path in study.glob("best/*/adam.jsonl"):
+        change_rows(path, lambda rows: [{**row, "method": "adamax"} for row in rows])
+    best = summarize(load(study)).best_first_order
+    assert best is not None
+    assert best.label == "Adamax"
 
 
-def test_every_method_of_the_study_has_a_look_of_its_own():
-    looks = [styles.style(name) for name in STUDY_METHODS]
+def test_every_method_has_a_look_of_its_own():
+    looks = [styles.style(name) for name in methods.PRICED]
     assert len(set(looks)) == len(looks)
     assert len({look.colour for look in looks}) == len(looks)
 

@@ -1,17 +1,19 @@
 """The parts of a report: pictures, figures of the theory, axes, and what its sentences claim."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from reports import page_of
+from reports import change_rows, page_of
 
-from locobench import reconstructions
+from locobench import canvas, plots, reconstructions
 from locobench.methods.method import written
-from locobench.report import charts, local_losses, second_order
+from locobench.report import charts, local_losses, pictures, second_order
 from locobench.report.means import Mean
 from locobench.report.results import ceiling, load
 from locobench.report.summary import Line, summarize
@@ -95,7 +97,9 @@ def test_trials_that_end_high_do_not_flatten_the_plot():
         (Mean(50.0, 0.3), Mean(53.0, 0.5), "below"),
         (Mean(53.0, 0.5), Mean(50.0, 0.3), "above"),
         (Mean(50.0, 0.3), Mean(50.4, 0.5), "within the spread of seeds of"),
-        (Mean(50.0, None), Mean(50.4, 0.5), "below"),
+        (Mean(50.0, None), Mean(50.4, 0.5), "within the spread of seeds of"),
+        (Mean(50.0, None), Mean(50.6, 0.5), "below"),
+        (Mean(50.0, None), Mean(50.1, None), "below"),
     ],
 )
 def test_a_difference_within_the_spread_is_no_win(study: Path, own: Mean, other: Mean, said: str):
@@ -123,6 +127,44 @@ def test_who_is_there_earlier_is_named(tmp_path: Path):
     muon, ours = summary.line("muon"), summary.best("LocoProp")
     assert muon.to_first_order < ours.to_first_order
     assert f"× RMSProp's time (Muon in {muon.to_first_order:.2f})" in " ".join(headline(study, summary))
+
+
+def test_no_label_of_a_picture_is_a_formula(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Which would be shown as it is written."""
+    drawn: list[Figure] = []
+    original = canvas.blank
+    monkeypatch.setattr(canvas, "blank", lambda **settings: drawn.append(original(**settings)) or drawn[-1])
+    study = load(RESULTS / "curves-search")
+    summary = summarize(study)
+    pictures.sensitivity(study.trials, "$a$", tmp_path / "a.png")
+    pictures.losses(summary.lines, "train", "epochs", "title", tmp_path / "b.png")
+    plots.draw([run for runs in study.runs.values() for run in runs], "title", tmp_path)
+    labels = [
+        text.get_text()
+        for figure in drawn
+        for axes in figure.axes
+        for text in (*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.get_offset_text())
+    ]
+    assert len(drawn) == 4
+    assert len(labels) > 20
+    assert not [label for label in labels if "$" in label]
+
+
+def test_the_second_best_of_plain_runs_is_of_another_setting(tmp_path: Path):
+    for name, lr, seed, loss in [("a", 1e-3, 0, 100.0), ("b", 1e-3, 1, 101.0), ("c", 1e-2, 0, 150.0)]:
+        (tmp_path / name).mkdir()
+        shutil.copy(RESULTS / "curves" / "adam.jsonl", tmp_path / name)
+        change_rows(
+            tmp_path / name / "adam.jsonl",
+            lambda rows, lr=lr, seed=seed, loss=loss: [
+                {**rows[0], "lr": lr, "seed": seed},
+                *rows[1:-1],
+                {**rows[-1], "train_loss": loss},
+            ],
+        )
+    (line,) = summarize(load(tmp_path)).lines
+    assert line.train is not None
+    assert (line.train.value, line.second_best) == (100.5, 150.0)
 
 
 def test_settings_are_as_they_were_tried():

@@ -260,6 +260,15 @@ def test_a_diverged_run_is_written_down_as_such(tmp_path: Path, method: str):
     assert not run.checkpoint.exists()
 
 
+def test_a_mistake_in_a_program_is_no_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def wrong(*_: object) -> None:
+        _a, _b = (1, 2, 3)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", wrong)
+    with pytest.raises(ValueError, match="too many values"):
+        runs.carry_out(SETTINGS, some_images(), tmp_path)
+
+
 def test_every_method_starts_and_shuffles_alike():
     orders, starts = [], []
     for method in ("adam", "locoprop-m"):

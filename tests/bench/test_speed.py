@@ -332,12 +332,14 @@ def test_sizes_that_nothing_has(tmp_path: Path, option: str, value: int):
     [
         ("adam.jsonl", "--out must name the JSON"),
         ("README", "--out must name the JSON"),
-        ("README.json", "the table would replace"),
+        ("README.json", "would replace"),
+        ("photo.json", "would replace"),
         ("study.json", "study.json is no file of `locobench speed`"),
     ],
 )
 def test_files_of_others_are_not_replaced(tmp_path: Path, out: str, said: str):
     (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "photo.png").write_text("mine")
     (tmp_path / "study.json").write_text("{}")
     (tmp_path / "adam.jsonl").write_text("{}")
     before = {path: path.read_text() for path in tmp_path.iterdir()}

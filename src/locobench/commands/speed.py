@@ -80,8 +80,12 @@ def speed(
             raise BenchError(f"--out must name the JSON, got {out}; table and plot go next to it, as .md and .png")
         if out.exists():
             prices.read(out)  # an earlier measurement is replaced, another file is not
-        elif out.with_suffix(".md").exists():
-            raise BenchError(f"the table would replace {out.with_suffix('.md')}; choose another --out")
+        else:
+            for other in (out.with_suffix(".md"), out.with_suffix(".png")):
+                if other.exists():
+                    raise BenchError(
+                        f"table and plot go next to the JSON, and would replace {other}; choose another --out"
+                    )
         use_device(device, threads)
         prepare_folder(out.parent)
         unfinished = out.with_suffix(".unfinished.json")
@@ -118,7 +122,8 @@ def speed(
             ):
                 sections.append(section)
                 content = prices.save(sections, settings, unfinished)  # an interruption costs one section at most
-        unfinished.replace(out)
+        prices.save(sections, settings, out)
+        unfinished.unlink()
         title = f"{model} {activation} autoencoder, {device}, {counted_threads(threads)}"
         console.print(prices.table(sections, title))
         text = prices.markdown(sections, title)

@@ -40,8 +40,7 @@ PRICED: dict[str, Method] = {**METHODS, _EARLIER.name: _EARLIER}
 
 def label(name: str) -> str:
     """A method's name for people; files may name one that is not here any more, which keeps its own."""
-    known = METHODS.get(name) or PRICED.get(name)
-    return name if known is None else known.label
+    return PRICED[name].label if name in PRICED else name
 
 
 def family(name: str) -> Family:

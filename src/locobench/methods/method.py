@@ -77,16 +77,18 @@ class Method:
                 raise BenchError(f"{self.name} does not take {written(params)}: {error}") from error
 
     def _try_out(self, lr: float, params: Mapping[str, Any]) -> None:
-        """A step on something small, and an evaluation: some settings are refused by these alone."""
-        model = problems.Autoencoder(4, [3, 2], "tanh")
-        optimizer = self.build(model, lr, **params)
-        try:
-            with torch.random.fork_rng(devices=[]):  # nothing else may draw other numbers for it
+        """Build it, and take a step on something small and an evaluation: some settings are refused by these alone."""
+        close(self.build(problems.Autoencoder(4, [3, 2], "tanh"), lr, **params))
+        with torch.random.fork_rng(devices=[]):  # nothing else draws other numbers for it
+            torch.manual_seed(0)
+            model = problems.Autoencoder(4, [3, 2], "tanh")
+            optimizer = self.build(model, self.lr, **params)  # how far a step goes is no matter of these
+            try:
                 take_step(model, optimizer, torch.full((5, 4), 0.5))
-            with evaluating(optimizer):
-                pass
-        finally:
-            close(optimizer)
+                with evaluating(optimizer):
+                    pass
+            finally:
+                close(optimizer)
 
     def options(self, lr: float, params: Mapping[str, Any]) -> dict[str, Any]:
         """What its optimizer is set to with these hyperparameters: those and the ones that nobody can choose."""
@@ -122,8 +124,8 @@ def written(params: Mapping[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    """With six digits at most; those that a search tries have no more."""
+    """With nine digits at most, which is more than those have that a search tries."""
     if 1e-2 <= abs(value) < 1e5 or value == 0:
-        return f"{value:.6g}"
-    digits, _, power = f"{value:.5e}".partition("e")
+        return f"{value:.9g}"
+    digits, _, power = f"{value:.8e}".partition("e")
     return f"{float(digits):g}e{int(power)}"

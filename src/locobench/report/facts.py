@@ -48,7 +48,7 @@ def machine(results: Results) -> str:
     found = Counter(_machine(run.config) for run in results.all_runs)
     if len(found) == 1:
         return next(iter(found))
-    return "; ".join(f"{name} ({count} runs)" for name, count in found.most_common())
+    return "; ".join(f"{name} ({count} run{'' if count == 1 else 's'})" for name, count in found.most_common())
 
 
 def _machine(config: Row) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from locobench import canvas
 from locobench.methods import family, label
@@ -101,6 +101,8 @@ def sensitivity(trials: Sequence[Trial], title: str, path: Path) -> Path:
         axes.scatter(lost, [top] * len(lost), color=drawn.colour, marker="x", s=30)
     _log(axes)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("base learning rate (open: ended early; arrow: higher; cross: diverged)")
     axes.set_ylabel("last train loss (nats per image)")
     return _finish(figure, axes, "method", path)

@@ -136,9 +136,13 @@ def _step_ratios(results: Results) -> dict[str, float]:
 
 
 def _second_best(results: Results, method: str) -> float | None:
-    """How much of the best trial was luck: a search that has found a region finds it twice."""
-    finished = [t.train_loss for t in results.trials if t.method == method and t.state == "finished"]
-    return sorted(loss for loss in finished if loss is not None)[1] if len(finished) > 1 else None
+    """How much of the best setting was luck: a search that has found a region finds it twice."""
+    best: dict[str, float] = {}
+    for trial in results.trials:
+        if trial.method == method and trial.state == "finished" and trial.train_loss is not None:
+            setting = written({"lr": trial.lr, **trial.params})
+            best[setting] = min(trial.train_loss, best.get(setting, inf))
+    return sorted(best.values())[1] if len(best) > 1 else None
 
 
 def _diverged(results: Results, method: str) -> int:

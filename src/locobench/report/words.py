@@ -32,7 +32,7 @@ def headline(results: Results, summary: Summary) -> list[str]:
     second = summary.best("second-order and matrix")
     if second and second is not first and second.train:
         about = f"{_compared(first.train, second.train)} the best second-order or matrix method, {second.label}"
-        sentences.append(f"That is {about}, at {second.train.text}.")
+        sentences.append(f"It is {about}, at {second.train.text}.")
     sentences += _times(first, summary)
     if any(line.status != shown[0].status for line in shown):
         sentences.append("Not all runs are of the same length or finished.")
@@ -51,9 +51,10 @@ def _epochs(line: Line) -> str:
 
 
 def _compared(own: Mean, other: Mean) -> str:
-    """A difference counts from one standard deviation of the difference of two runs."""
+    """A difference counts from one standard deviation of the difference of two runs, as far as that is known."""
     gap = other.value - own.value
-    if own.spread is not None and other.spread is not None and abs(gap) <= hypot(own.spread, other.spread):
+    known = own.spread is not None or other.spread is not None
+    if known and abs(gap) <= hypot(own.spread or 0.0, other.spread or 0.0):
         return "within the spread of seeds of"
     return "below" if gap > 0 else "above"
 
@@ -114,7 +115,7 @@ def _edges(results: Results, method: str) -> list[str]:
     widenings = results.info["widened"].get(method, [])
     space = spaces.from_data(widenings[-1]["space"] if widenings else results.info["spaces"][method], method)
     point = {"lr": best.lr, **best.params}
-    if point.keys() != space.keys():  # a file from elsewhere
+    if point.keys() != space.keys() or any(point[name] not in space[name] for name in space):  # a file from elsewhere
         return []
     return [
         f"{label(method)} {written({name: point[name]})} of {space[name].bounds}" for name in spaces.edges(space, point)
