@@ -74,9 +74,7 @@ def read(path: Path) -> RunFile:
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             row = plain_json.loads(line)
-            expected = _CONFIG_KEYS if run is None else _EPOCH_KEYS
-            if not isinstance(row, dict) or expected - row.keys():
-                raise ValueError(f"expected an object with {', '.join(sorted(expected))}")
+            _expect(row, _CONFIG_KEYS if run is None else _EPOCH_KEYS)
             if run is None:
                 _check_config(row)
                 row.setdefault("params", {})  # files of before hyperparameters could be set
@@ -101,11 +99,15 @@ def checked(run: RunFile, rows: list[Row]) -> list[Row]:
     """
     whole = RunFile(run.path, run.config, [])
     for row in rows:
-        if not isinstance(row, dict) or _EPOCH_KEYS - row.keys():
-            raise ValueError(f"expected an object with {', '.join(sorted(_EPOCH_KEYS))}")
+        _expect(row, _EPOCH_KEYS)
         _check_epoch(row, whole)
         whole.rows.append(row)
     return whole.rows
+
+
+def _expect(row: object, keys: set[str]) -> None:
+    if not isinstance(row, dict) or keys - row.keys():
+        raise ValueError(f"expected an object with {', '.join(sorted(keys))}")
 
 
 def is_number(value: object) -> bool:

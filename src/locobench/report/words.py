@@ -36,9 +36,8 @@ def headline(results: Results, summary: Summary) -> list[str]:
     sentences += _times(first, summary)
     if any(line.status != shown[0].status for line in shown):
         sentences.append("Not all runs are of the same length or finished.")
-    if any(
-        count > sum(trial.method == method for trial in results.trials) for method, count in results.planned.items()
-    ):
+    tried = Counter(trial.method for trial in results.trials)
+    if any(count > tried[method] for method, count in results.planned.items()):
         sentences.append("The search is not finished.")
     if max(line.seeds for line in shown) == 1:
         sentences.append("One seed each: how far results scatter is not known.")
