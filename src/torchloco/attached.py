@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from torchloco.capture import Capture, Recorder, gradient_factor
+from torchloco.capture import Capture, Recorder, gradient_factor, granularity
 from torchloco.distributed import Peers, one_of
 from torchloco.inputs import Dense, Inputs
 from torchloco.layers.base import Piece
@@ -189,7 +189,7 @@ class AttachedLayer:
         wide = torch.promote_types(g.dtype, torch.float32)
         expected = inputs.total(g.to(wide).sum(0)).mul_(factor)
         difference = (self.bias.grad.to(wide) - expected).norm()
-        absolute = 4 * numbers.tiny * numbers.eps * (inputs.all_rows * g.shape[1]) ** 0.5  # of numbers near zero
+        absolute = 4 * granularity(numbers) * (inputs.all_rows * g.shape[1]) ** 0.5  # of numbers near zero
         if float(difference) <= max(absolute, 1e-4 * float(expected.norm())):  # the usual case
             return 0.0
         rows_norm = inputs.total(g.to(wide).square().sum()).sqrt()

@@ -264,7 +264,7 @@ def _rounded_factor(
     seen, expected = gradient.double().flatten(), inputs.sum(g).double().flatten()
     cross, expected2, seen2 = torch.stack([seen @ expected, expected @ expected, seen @ seen]).tolist()
     largest = _norm(g, inputs) * inputs.squares() ** 0.5
-    least = numbers.tiny * numbers.eps
+    least = granularity(numbers)
     rounding = least * (gradient.numel() ** 0.5 + (inputs.squares() * g.shape[1]) ** 0.5)
     vanished = 0 < seen2**0.5 <= 4 * rounding
     if vanished or expected2**0.5 <= max(4 * rounding, 1e3 * torch.finfo(g.dtype).eps * largest):
@@ -273,6 +273,15 @@ def _rounded_factor(
     remainder = max(0.0, 1 - factor * (cross / seen2)) ** 0.5 if seen2 else 0.0
     tolerance = 4 * (numbers.eps + (rounding / seen2**0.5 if seen2 else 0.0))
     return (1.0 if abs(factor - 1) < numbers.eps else factor), remainder, tolerance
+
+
+def granularity(numbers: torch.finfo) -> float:
+    """The absolute rounding near zero of these numbers where sums of them are taken in float32 at least.
+
+    The step between their subnormals, but no less than what `torch.set_flush_denormal` makes zero.
+    """
+    wide = torch.promote_types(getattr(torch, numbers.dtype), torch.float32)
+    return max(numbers.tiny * numbers.eps, torch.finfo(wide).tiny)
 
 
 def _norm(t: Tensor, inputs: Inputs) -> float:

@@ -16,11 +16,12 @@ from locobench.settings import Settings
 
 @pytest.fixture(autouse=True)
 def leave_torch_as_it_was() -> Iterator[None]:
-    """A run sets torch's threads and seeds its global generator."""
+    """A run sets torch's threads, seeds its global generator and flushes subnormal numbers."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
+    torch.set_flush_denormal(False)
 
 
 STUDY = Settings(
