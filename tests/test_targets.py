@@ -134,6 +134,13 @@ def test_a_gradient_of_nothing_but_rounding_asks_for_no_change(largest):
     assert change.square().mean().sqrt().item() == pytest.approx(expected)
 
 
+def test_rows_whose_squares_underflow_count_as_rows_with_a_gradient():
+    rows = make_rows()
+    rows.g[3:] *= 1e-200
+    change = NormalizedTarget(GradientTarget())(rows) - rows.a
+    assert change.square().mean().sqrt().item() == pytest.approx(rows.activation_lr)
+
+
 def test_normalized_target_without_a_gradient_asks_for_no_change():
     rows = make_rows()
     rows.g = torch.zeros_like(rows.g)

@@ -223,24 +223,27 @@ class NormalizedTarget(ModifiedTarget):
         """γ / rms(G), times the scheduler's factor if it follows lr."""
         direction = self.base.direction(rows).to(torch.promote_types(rows.g.dtype, torch.float32))
         inputs = rows.inputs
-        of_rows = torch.linalg.vector_norm(direction, math.inf, dim=1)
-        active = int(inputs.total((of_rows != 0).sum()))
-        largest = float(inputs.largest(of_rows.max() if len(direction) else direction.new_zeros(())))
         if rows.activation_lr > 1:
             warnings.warn(
                 f"activation_lr = {rows.activation_lr:g} with NormalizedTarget asks pre-activations to change by that "
                 "much on average; about 0.01 is usual",
                 stacklevel=2,
             )
-        numbers = torch.finfo(direction.dtype)
-        if largest < numbers.tiny / numbers.eps:  # nothing but rounding, which is not to be blown up
-            return 0.0
-        # Squares of small gradients would be lost; relative to the largest they are not.
-        unit = 1.0 if 1e-10 < largest < 1e10 else largest
-        norm = torch.linalg.vector_norm(direction if unit == 1 else direction / unit)
-        mean_square = float(inputs.total(norm.double().square())) / (active * direction.shape[1])
+        of_rows, unit = torch.linalg.vector_norm(direction, dim=1), 1.0
+        squares = float(inputs.total(of_rows.double().square().sum()))
+        if not 1e-20 < squares < 1e20:
+            # Squares of small gradients are lost, those of large ones too large; relative to the largest they are not.
+            unit = float(inputs.largest(direction.abs().amax() if len(direction) else direction.new_zeros(())))
+            numbers = torch.finfo(direction.dtype)
+            if unit < numbers.tiny / numbers.eps:  # nothing but rounding, which is not to be blown up
+                return 0.0
+            of_rows = torch.linalg.vector_norm(direction / unit, dim=1)
+            squares = float(inputs.total(of_rows.double().square().sum()))
+        # A row is without a gradient only where no number of it is left, even if their squares are.
+        lost = direction[of_rows == 0].any(dim=1).sum()
+        active = int(inputs.total((of_rows != 0).sum() + lost))
         factor = rows.lr_factor if self.follow_lr else 1.0
-        return factor * self.base.scale(rows) / (unit * math.sqrt(mean_square))
+        return factor * self.base.scale(rows) / (unit * math.sqrt(squares / (active * direction.shape[1])))
 
     def __repr__(self) -> str:
         parts = [] if self._base is None else [repr(self._base)]
