@@ -41,14 +41,16 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _peak_on_cpu(work: Callable[[], object]) -> int:
-    """By the profiler, in a thread of its own: memory that a thread keeps for its next step is counted each time."""
+    """By the profiler, in a thread of its own: memory that a thread keeps for its next step is counted each time.
+
+    The profiler sees this one thread, so that layers are solved one after the other, whatever their `parallel` says.
+    """
     _start_profiler()
-    threads = torch.get_num_threads()
     peaks: list[int] = []
     errors: list[BaseException] = []
 
     def run() -> None:
-        torch.set_num_threads(threads)  # this and the next are a thread's own
+        torch.set_num_threads(1)  # this and the next are a thread's own
         torch.set_flush_denormal(True)
         try:
             peaks.append(_profiled_peak(work))
@@ -56,8 +58,10 @@ def _peak_on_cpu(work: Callable[[], object]) -> int:
             errors.append(error)
 
     thread = Thread(target=run)
+    threads = torch.get_num_threads()
     thread.start()
     thread.join()
+    torch.set_num_threads(threads)  # the thread's number is what new threads would begin with
     if errors:
         raise errors[0]
     return peaks[0]

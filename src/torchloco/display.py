@@ -70,6 +70,8 @@ def describe(optimizer: LocoProp) -> str:
         lines.append(f"  outer: {optimizer.outer!r}")
     if optimizer.safe:
         lines.append("  safe: no solve leaves a local objective above its old value")
+    if optimizer.parallel:
+        lines.append("  parallel: several layers are solved at the same time")
     for i, group in enumerate(optimizer.param_groups):
         if not group.get("fallback"):
             options = ", ".join(f"{key}={float(group[key]):g}" for key in ("lr", "activation_lr", "local_steps"))

@@ -23,6 +23,7 @@ from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, r
 from torchloco.layers import Layer
 from torchloco.losses import Loss
 from torchloco.outer import OuterRule, resolve_outer
+from torchloco.parallel import each
 from torchloco.regularizers import Regularizer
 from torchloco.safety import check_safe, solve_safely
 from torchloco.solvers import Solver, Task
@@ -69,6 +70,10 @@ class LocoProp(Optimizer):
         safe: Whether a solve may never leave a layer's local objective above its old value; first-order steps also end
             when it no longer falls. Costs a few evaluations of the objective per layer. Meant for solvers that carry no
             momentum from one mini-batch to the next; it slows the default ones down. Off in the paper.
+        parallel: Whether several layers are solved at the same time on a CPU, each by its share of torch's threads,
+            where their sizes keep all threads busy to the end. It takes memory for as many layers' gradients, loses
+            time on layers of a few hundred units, and needs parts of your own (targets, losses, solvers) to be safe in
+            threads. Without effect on other devices and data-parallel ranks. Default: one layer after the other.
         transfers: Transfer functions by layer name, e.g. ``{"decoder.0": "tanh"}``; names or `Transfer` objects.
         output: The transfer that matches the network loss, for layers whose pre-activations are the model's output:
             a transfer's name, or the criterion as a module, class or functional (BCE with logits ↔ sigmoid,
@@ -97,6 +102,7 @@ class LocoProp(Optimizer):
         solver: Solver | Callable[..., Optimizer] | None = None,
         outer: OuterRule | Callable[..., Optimizer] | None = None,
         safe: bool = False,
+        parallel: bool = False,
         transfers: Mapping[str, str | Transfer] | None = None,
         output: Any = None,
         fallback: Callable[..., Optimizer] | None = None,
@@ -115,6 +121,9 @@ class LocoProp(Optimizer):
         self._safe = bool(safe)
         if safe:
             check_safe(self._objective.loss, regularizer)
+        if not isinstance(parallel, bool):
+            raise TypeError(f"parallel must be True or False, got {parallel!r}")
+        self.parallel = parallel
         self._fallback = Fallback(fallback)
         self._plan = groups.Plan(model, params)
         self._unfrozen = Unfrozen(expected=params is not None)
@@ -166,7 +175,7 @@ class LocoProp(Optimizer):
                 peers.share([layer.rows for layer in layers if layer.rows is not None])
                 match_gradients(layers)
             with self._full_precision(), Originals() as old:
-                kept = [self._solve(layer, old, group_of) for layer in layers]
+                kept = self._solve_all(layers, old, group_of, at_once=self.parallel and not peers.several)
                 self._refuse_divergence(layers)
                 with peers.agreeing(self._device):
                     if self._outer is not None:
@@ -217,6 +226,25 @@ class LocoProp(Optimizer):
             layer.collect(transfer, float(group["activation_lr"]), lr_factor)
         self._discovery.warn_if_output_unused()
         return layers
+
+    def _solve_all(
+        self,
+        layers: list[AttachedLayer],
+        old: Originals,
+        group_of: Mapping[Parameter, dict[str, Any]],
+        *,
+        at_once: bool,
+    ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Solve the layers' problems, on a CPU several at a time; returns what `_solve` does, in their order."""
+        if not at_once or self._device.type != "cpu":
+            return [self._solve(layer, old, group_of) for layer in layers]
+
+        def solve(layer: AttachedLayer) -> tuple[dict[str, Any], dict[str, Any]]:
+            with torch.no_grad(), self._full_precision():
+                return self._solve(layer, old, group_of)
+
+        costs = [layer.weight.numel() * (0 if layer.rows is None else layer.rows.inputs.n) for layer in layers]
+        return each(solve, layers, costs)
 
     def _solve(
         self, layer: AttachedLayer, old: Originals, group_of: Mapping[Parameter, dict[str, Any]]

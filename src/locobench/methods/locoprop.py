@@ -12,9 +12,12 @@ from torchloco import ConjugateGradient, FirstOrderSteps, LocoProp, Spectral, re
 def _rmsprop_steps(
     model: nn.Module, lr: float, loss: str, momentum: float, activation_lr: float, **solver: Any
 ) -> LocoProp:
-    """LocoProp with the paper's RMSProp in its local steps."""
+    """LocoProp with the paper's RMSProp in its local steps; where they are on few rows, layers at the same time."""
     steps = FirstOrderSteps(momentum=momentum, **solver)
-    return LocoProp(model, lr, loss=loss, activation_lr=activation_lr, solver=steps, output="sigmoid")
+    parallel = "local_rows" in solver
+    return LocoProp(
+        model, lr, loss=loss, activation_lr=activation_lr, solver=steps, output="sigmoid", parallel=parallel
+    )
 
 
 LOCOPROP_METHODS = [
@@ -49,7 +52,7 @@ LOCOPROP_METHODS = [
         lr=4e-5,
         searched={"curves": 1e-4},
         cost=2.0,
-        note="as locoprop-m, each local step after the first over 48 of the rows",
+        note="as locoprop-m, each local step after the first over 48 of the rows, layers at the same time",
     ),
     Method(
         "locoprop-s-fast",
@@ -60,13 +63,13 @@ LOCOPROP_METHODS = [
         lr=3e-4,
         searched={"curves": 3e-4},
         cost=2.0,
-        note="as locoprop-s, each local step after the first over 48 of the rows",
+        note="as locoprop-s, each local step after the first over 48 of the rows, layers at the same time",
     ),
     Method(
         "locoprop-m-normalized",
         "LocoProp-M (normalized)",
         lambda model, lr, momentum=0.998, activation_lr=0.02: recipes.locoprop_m_normalized(
-            model, lr, activation_lr=activation_lr, momentum=momentum, output="sigmoid"
+            model, lr, activation_lr=activation_lr, momentum=momentum, output="sigmoid", parallel=True
         ),
         lr=5e-5,
         cost=2.0,
