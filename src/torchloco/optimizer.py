@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,10 +22,10 @@ from torchloco.guards import Originals, Unfrozen, layers_to_solve, non_finite, r
 from torchloco.layers import Layer
 from torchloco.losses import Loss
 from torchloco.outer import OuterRule, resolve_outer
-from torchloco.parallel import each
 from torchloco.regularizers import Regularizer
-from torchloco.safety import check_safe, solve_safely
-from torchloco.solvers import Solver, Task
+from torchloco.safety import check_safe
+from torchloco.solvers import Solver
+from torchloco.solving import Solving
 from torchloco.state import check_choices, check_order, load, schedule_factor
 from torchloco.targets import TargetRule
 from torchloco.transfers import Transfer, get_transfer, nearest
@@ -175,7 +174,8 @@ class LocoProp(Optimizer):
                 peers.share([layer.rows for layer in layers if layer.rows is not None])
                 match_gradients(layers)
             with self._full_precision(), Originals() as old:
-                kept = self._solve_all(layers, old, group_of, at_once=self.parallel and not peers.several)
+                solving = Solving(self._objective, self._solver, old, group_of, self._safe)
+                kept = solving.all_of(layers, at_once=self.parallel and not peers.several)
                 self._refuse_divergence(layers)
                 with peers.agreeing(self._device):
                     if self._outer is not None:
@@ -226,50 +226,6 @@ class LocoProp(Optimizer):
             layer.collect(transfer, float(group["activation_lr"]), lr_factor)
         self._discovery.warn_if_output_unused()
         return layers
-
-    def _solve_all(
-        self,
-        layers: list[AttachedLayer],
-        old: Originals,
-        group_of: Mapping[Parameter, dict[str, Any]],
-        *,
-        at_once: bool,
-    ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Solve the layers' problems, on a CPU several at a time; returns what `_solve` does, in their order."""
-        if not at_once or self._device.type != "cpu":
-            return [self._solve(layer, old, group_of) for layer in layers]
-
-        def solve(layer: AttachedLayer) -> tuple[dict[str, Any], dict[str, Any]]:
-            with torch.no_grad(), self._full_precision():
-                return self._solve(layer, old, group_of)
-
-        costs = [layer.weight.numel() * (0 if layer.rows is None else layer.rows.inputs.n) for layer in layers]
-        return each(solve, layers, costs)
-
-    def _solve(
-        self, layer: AttachedLayer, old: Originals, group_of: Mapping[Parameter, dict[str, Any]]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Solve the layer's local problem; returns what its target and the solver want to remember of it."""
-        old.keep(layer.params)
-        problem = self._objective.problem(layer, old)
-        groups_of = [group_of[p] for p in layer.params]
-        task = Task(
-            problem=problem,
-            params=layer.params,
-            lrs=[group["lr"] for group in groups_of],
-            steps=group_of[layer.weight]["local_steps"],
-            inner=layer.inner,
-            scales=[schedule_factor(group) for group in groups_of],
-            safe=self._safe,
-            memory=layer.memory.get("solver", {}),
-        )
-        layer.size = replace(problem.size, safe=self._safe)
-        if self._safe:
-            solve_safely(self._solver, task)
-        else:
-            self._solver.solve(task)
-        layer.release()  # makes room for the next layer's buffers
-        return problem.rows.keep, task.keep
 
     def _refuse_divergence(self, layers: list[AttachedLayer]) -> None:
         """Raise if a solve left a weight that is not finite, and let that layer's inner state start anew."""
