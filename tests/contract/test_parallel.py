@@ -108,7 +108,7 @@ def test_an_error_of_one_layer_is_raised_and_no_weight_is_changed(mlp, batches, 
     assert torch.get_num_threads() == 2
 
 
-def test_it_is_an_attribute_that_repr_tells_and_copies_keep(mlp):
+def test_it_is_an_attribute_that_repr_tells(mlp):
     optimizer = LocoProp(mlp(*SIZES), parallel=True)
     assert optimizer.parallel
     assert "parallel: several layers are solved at the same time" in repr(optimizer)
