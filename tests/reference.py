@@ -221,6 +221,20 @@ def rmsprop_lr_outside(momentum: float = 0.999, decay: float = 0.9, epsilon: flo
     return update
 
 
+def momentum_steps(momentum: float = 0.998, decay: float = 0.99, epsilon: float = 1e-5) -> Rule:
+    """The same with v renewed by the first gradient of a mini-batch alone."""
+
+    def update(value, grad, lr, state):
+        if state.pop("first"):
+            state["v"] = decay * state.get("v", torch.ones_like(value)) + (1 - decay) * grad**2
+        step = (lr / state["base lr"]) * grad / torch.sqrt(state["v"] + epsilon)
+        state["m"] = momentum * state.get("m", torch.zeros_like(value)) + step
+        state["first"] = False
+        return value - state["base lr"] * state["m"]
+
+    return update
+
+
 # ----------------------------------------------------------------------------------------------------
 # The local problem of one layer
 # ----------------------------------------------------------------------------------------------------
@@ -365,7 +379,7 @@ class Reference:
         target = local_target(self.loss, name, pre, grad, self.activation_lr)
         weight, bias = old_weight, old_bias
         for own in state.values():
-            own["base lr"] = self.lr
+            own.update({"base lr": self.lr, "first": True})
         for j in range(self.local_steps):
             lr = self.lr * schedule_factor(self.schedule, j, self.local_steps)
             weight = weight.detach().clone().requires_grad_()

@@ -1,6 +1,7 @@
 """The library equals the slow float64 reference, which shares no code with it."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,17 +10,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 import reference as ref
-from torchloco import FirstOrderSteps, LocoProp, RMSProp, SquaredDistance
+from torchloco import FirstOrderSteps, LocoProp, MomentumSteps, RMSProp, SquaredDistance
 
 MODULES = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "identity": nn.Identity, "softplus": nn.Softplus}
 INNER = {
-    "rmsprop_tf": (ref.rmsprop_tf(), FirstOrderSteps()),
-    "rmsprop_tf without momentum": (ref.rmsprop_tf(momentum=0.0), FirstOrderSteps(RMSProp, momentum=0.0, epsilon=1e-5)),
-    "rmsprop with lr outside": (ref.rmsprop_lr_outside(), FirstOrderSteps(lr_outside=True)),
-    "sgd": (ref.sgd(), FirstOrderSteps(torch.optim.SGD)),
-    "momentum": (ref.momentum(0.9), FirstOrderSteps(torch.optim.SGD, momentum=0.9)),
+    "rmsprop_tf": (ref.rmsprop_tf(), partial(FirstOrderSteps)),
+    "rmsprop_tf without momentum": (
+        ref.rmsprop_tf(momentum=0.0),
+        partial(FirstOrderSteps, RMSProp, momentum=0.0, epsilon=1e-5),
+    ),
+    "rmsprop with lr outside": (ref.rmsprop_lr_outside(), partial(FirstOrderSteps, lr_outside=True)),
+    "metric of the first gradient": (ref.momentum_steps(), partial(MomentumSteps)),
+    "sgd": (ref.sgd(), partial(FirstOrderSteps, torch.optim.SGD)),
+    "momentum": (ref.momentum(0.9), partial(FirstOrderSteps, torch.optim.SGD, momentum=0.9)),
     # Adam divides a gradient that is zero but for rounding by its own size, unless epsilon is large.
-    "adam": (ref.adam(epsilon=1e-2), FirstOrderSteps(torch.optim.Adam, eps=1e-2)),
+    "adam": (ref.adam(epsilon=1e-2), partial(FirstOrderSteps, torch.optim.Adam, eps=1e-2)),
 }
 
 
@@ -67,8 +72,8 @@ def test_equals_reference(inner, loss, sizes, rows, bias, hidden, output, regula
     biases = [draw(o) if bias else None for o in sizes[1:]]
     transfers = [hidden] * (len(weights) - 1)
     lr, gamma = 0.01, 2.0
-    rule, solver = INNER[inner]
-    solver = FirstOrderSteps(solver.optimizer, schedule=schedule, **solver.options)
+    rule, solver_with = INNER[inner]
+    solver = solver_with(schedule=schedule)
     slow = ref.Reference(
         [w.clone() for w in weights],
         [None if b is None else b.clone() for b in biases],

@@ -9,9 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test_combinations import LOSSES, make_task, solve
-from torchloco import FirstOrderSteps, GradientTarget, LocoProp, Loss, MirrorTarget, RMSProp, Solver, SquaredDistance
+from torchloco import (
+    FirstOrderSteps,
+    GradientTarget,
+    LocoProp,
+    Loss,
+    MirrorTarget,
+    MomentumSteps,
+    RMSProp,
+    Solver,
+    SquaredDistance,
+)
 
 OUTSIDE = partial(RMSProp, momentum=0.9, lr_outside=True)
+SOLVERS = [FirstOrderSteps(inner) for inner in (torch.optim.SGD, torch.optim.Adam, RMSProp, OUTSIDE)] + [
+    MomentumSteps()
+]
 
 
 @given(
@@ -19,16 +32,18 @@ OUTSIDE = partial(RMSProp, momentum=0.9, lr_outside=True)
     loss=st.sampled_from(sorted(LOSSES)),
     transfer=st.sampled_from(["tanh", "relu", "sigmoid", "softmax", "identity"]),
     rows=st.integers(1, 40),
-    inner=st.sampled_from([torch.optim.SGD, torch.optim.Adam, RMSProp, OUTSIDE]),
+    solver=st.sampled_from(
+        [*map(FirstOrderSteps, [torch.optim.SGD, torch.optim.Adam, RMSProp, OUTSIDE]), MomentumSteps()]
+    ),
     bias=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_learning_rate_can_make_it_worse(lr, loss, transfer, rows, inner, bias):
+def test_no_learning_rate_can_make_it_worse(lr, loss, transfer, rows, solver, bias):
     target = GradientTarget() if loss == "squared" else MirrorTarget()
     task = make_task(LOSSES[loss], target, None, transfer, rows=rows, safe=True, bias=bias)
     task.lrs = [lr] * len(task.params)
     before = task.problem.value(task.problem.old).item()
-    solve(FirstOrderSteps(inner), task)
+    solve(solver, task)
     after = task.problem.value(task.values).item()
     assert all(p.isfinite().all() for p in task.params)
     assert after <= before + 1e-12 * abs(before)

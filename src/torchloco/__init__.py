@@ -7,6 +7,7 @@ from torchloco.exact import ConjugateGradient, Exact
 from torchloco.inputs import Dense, Inputs
 from torchloco.layers import Layer, register_layer
 from torchloco.losses import Loss, MatchingLoss, PostActivationLoss, SquaredLoss
+from torchloco.momentum import MomentumSteps
 from torchloco.newton import Newton
 from torchloco.optimizer import LocoProp
 from torchloco.outer import Bounded, OuterOptimizer, OuterRule
@@ -48,6 +49,7 @@ __all__ = [
     "MatchingLoss",
     "MirrorTarget",
     "ModifiedTarget",
+    "MomentumSteps",
     "MomentumTarget",
     "Newton",
     "NormalizedTarget",

@@ -96,16 +96,18 @@ class RMSProp(Optimizer):
     def _update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         if g.is_sparse:
             raise RuntimeError("RMSProp does not support sparse gradients; use a dense embedding (sparse=False)")
+        tensors = [p, g, *self.averages(p, group["momentum"] != 0)]
+        for block in _blocks(tensors):
+            _arithmetic(*block, lr=float(group["lr"]), group=group)
+
+    def averages(self, p: Tensor, momentum: bool = True) -> list[Tensor]:
+        """What is kept of a parameter between steps: v, and m where there is momentum; not copies."""
         state = self.state[p]
         if "mean_square" not in state:
             state["mean_square"] = torch.ones_like(p, memory_format=torch.preserve_format)
-        if group["momentum"] and "momentum" not in state:
+        if momentum and "momentum" not in state:
             state["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        tensors = [p, g, state["mean_square"]]
-        if group["momentum"]:
-            tensors.append(state["momentum"])
-        for block in _blocks(tensors):
-            _arithmetic(*block, lr=float(group["lr"]), group=group)
+        return [state["mean_square"], *([state["momentum"]] if momentum else [])]
 
 
 def _arithmetic(p: Tensor, g: Tensor, v: Tensor, m: Tensor | None = None, *, lr: float, group: dict[str, Any]) -> None:

@@ -46,6 +46,23 @@ class SampledGradients:
         """The gradients of local step j. The memory is used again by the next call."""
         return self._problem.regularized(self._by_gram(new) if self._gram else self._by_rows(new, j % self._parts), new)
 
+    def add_(self, sums: Gradients, new: list[Tensor], j: int, beta: float, alpha: float) -> None:
+        """Into `sums` beta · sums + alpha · gradients of local step j; dense rows in the matrix product itself."""
+        k = j % self._parts
+        x = None if self._gram else self._rows(k)
+        if not isinstance(x, Dense) or self._dtype != sums[0].dtype or self._problem.regularizer is not None:
+            for total, gradient in zip(sums, self.gradient(new, j), strict=True):
+                total.mul_(beta).add_(gradient, alpha=alpha)
+            return
+        delta = self._residual_change(k, x, new)
+        firsts, factor = self._problem.first
+        scale = alpha * self._parts
+        self._problem.matrix(sums[0]).addmm_(delta.t(), x.x, beta=beta, alpha=scale)
+        for total in sums[1:]:
+            total.mul_(beta).add_(x.sum_ones(delta), alpha=scale)
+        for total, first in zip(sums, firsts, strict=True):
+            total.add_(first, alpha=alpha * factor)
+
     def _by_rows(self, new: list[Tensor], k: int) -> Gradients:
         """From part k."""
         x = self._rows(k)

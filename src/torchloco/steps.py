@@ -173,18 +173,24 @@ class FirstOrderSteps(Solver):
         steps, problem = self.steps or task.steps, task.problem
         further = self._further(problem, steps - 1)
         for j in range(steps):
-            gradients = problem.first_gradient() if j == 0 else further(task.values, j)
-            self._step(task, gradients, self.schedule(j, steps))
+            self._step(task, problem.first_gradient() if j == 0 else further(task.values, j), j)
 
     def _further(self, problem: LocalProblem, count: int) -> Callable[[list[Tensor], int], Gradients]:
         """How the gradients after the first are computed, from the new weights and the number of the step."""
+        sampled = self._sampled(problem, count)
+        if sampled is not None:
+            return sampled.gradient
+        form = problem.gram_gradient if problem.size.prefers_gram(count) else problem.gradient
+        return lambda new, j: form(new)
+
+    def _sampled(self, problem: LocalProblem, count: int) -> SampledGradients | None:
+        """The cheaper gradients, unless they are to be exact, or are so at no higher price."""
         size, own = problem.size, problem.weight.dtype
         parts = self._parts(size.n)
         gram = size.prefers_gram(count, parts)
-        if self.local_dtype not in (None, own) or (parts > 1 and not gram):
-            return SampledGradients(problem, parts, self.local_dtype or own, gram).gradient
-        form = problem.gram_gradient if gram else problem.gradient
-        return lambda new, j: form(new)
+        if self.local_dtype in (None, own) and (parts == 1 or gram):
+            return None
+        return SampledGradients(problem, parts, self.local_dtype or own, gram)
 
     def _parts(self, n: int) -> int:
         share = self.local_rows if isinstance(self.local_rows, float) else self.local_rows / max(1, n)
@@ -198,7 +204,7 @@ class FirstOrderSteps(Solver):
         kept, at_best = [p.clone() for p in task.values], [g.clone() for g in gradients]
         shrink = 1.0
         for j in range(steps):
-            self._step(task, gradients, self.schedule(j, steps), shrink)
+            self._step(task, gradients, j, shrink)
             value, gradients = evaluate(task.values)
             if not value < best:  # also if it is not a number
                 shrink /= 2
@@ -214,8 +220,9 @@ class FirstOrderSteps(Solver):
             if fall <= _NO_LONGER_FALLS * (first - best):
                 break
 
-    def _step(self, task: Task, gradients: Gradients, factor: float, shrink: float = 1.0) -> None:
+    def _step(self, task: Task, gradients: Gradients, j: int, shrink: float = 1.0) -> None:
         assert task.inner is not None
+        factor = self.schedule(j, self.steps or task.steps)
         for p, g, group, lr in zip(task.params, gradients, task.inner.param_groups, task.lrs, strict=True):
             p.grad = g
             if group.get("lr_outside", False):  # steps under way shrink, and know nothing of the schedule

@@ -1,0 +1,178 @@
+"""Steps in a metric that is renewed once per mini-batch: what they are, and that the cheap form is the same."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from test_combinations import LOSSES, make_task, solve
+from test_zoo import build
+from test_zoo import train as train_problem
+from torchloco import GradientTarget, LocoProp, MirrorTarget, MomentumSteps, SquaredDistance, recipes
+from torchloco.sampling import SampledGradients
+from zoo import ZOO
+
+
+class AsWritten(MomentumSteps):
+    """Every gradient written to memory, then the recurrences of the docstring."""
+
+    def _descend(self, task):
+        steps = self.steps or task.steps
+        further = self._further(task.problem, steps - 1)
+        for j in range(steps):
+            self._step(task, task.problem.first_gradient() if j == 0 else further(task.values, j), j)
+
+
+def solve_twice(solver, task):
+    """The second solve goes on from what the first has kept; returns the weights after each."""
+    task.inner = solver.attach(task.params, task.lrs[0])
+    ends = []
+    with torch.no_grad():
+        for _ in range(2):
+            for p, old in zip(task.params, task.problem.old, strict=True):
+                p.copy_(old)
+            solver.solve(task)
+            ends.append(copy.deepcopy(task.values))
+    return ends
+
+
+@given(
+    loss=st.sampled_from(sorted(LOSSES)),
+    transfer=st.sampled_from(["tanh", "relu", "softmax", "identity"]),
+    rows=st.integers(1, 40),
+    bias=st.booleans(),
+    regularizer=st.sampled_from([None, SquaredDistance(0.5)]),
+    local_rows=st.sampled_from([1.0, 0.3, 1, 4]),
+    steps=st.integers(1, 5),
+    momentum=st.sampled_from([0.5, 0.998]),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_the_recurrences(loss, transfer, rows, bias, regularizer, local_rows, steps, momentum):
+    ends = []
+    for kind in (MomentumSteps, AsWritten):
+        target = GradientTarget() if loss == "squared" else MirrorTarget()
+        task = make_task(LOSSES[loss], target, regularizer, transfer, rows=rows, bias=bias)
+        solver = kind(steps, momentum=momentum, local_rows=local_rows, epsilon=1e-3)
+        task.lrs = [0.02, 0.01][: len(task.params)]
+        ends.append(
+            [
+                *itertools.chain(*solve_twice(solver, task)),
+                *(task.inner.averages(p)[k] for p in task.params for k in (0, 1)),
+            ]
+        )
+    for got, want in zip(*ends, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp", *(name for name in sorted(ZOO) if "conv" in name or "transformer" in name)])
+def test_equals_the_recurrences_on_models_of_other_kinds(name):
+    torch.set_default_dtype(torch.float64)
+    try:
+        ends = []
+        for kind in (MomentumSteps, AsWritten):
+            problem = build(name)
+            solver = kind(3, local_rows=4)
+            train_problem(problem, LocoProp(problem.model, 1e-4, solver=solver, output=problem.output), 3)
+            ends.append([p.detach() for p in problem.model.parameters()])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for got, want in zip(*ends, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+
+
+def test_dense_rows_write_no_gradient(monkeypatch, mlp, batches, train):
+    monkeypatch.setattr(SampledGradients, "gradient", lambda *_: pytest.fail("a gradient was written to memory"))
+    model = mlp()
+    train(model, LocoProp(model, 1e-3, solver=MomentumSteps(local_rows=2)), batches(3))
+
+
+def test_the_metric_is_renewed_once_per_mini_batch(mlp, batches, train):
+    """After one step v = decay · 1 + (1 - decay) · (γG)², whatever T is."""
+    kept = {}
+    for steps in (1, 7):
+        model = mlp()
+        optimizer = LocoProp(model, 1e-3, solver=MomentumSteps(steps, decay=0.8))
+        train(model, optimizer, batches(1))
+        kept[steps] = [optimizer.state[p]["solver"]["mean_square"].clone() for p in model.parameters()]
+    torch.testing.assert_close(kept[1], kept[7], rtol=0, atol=0)
+    assert all((v >= 0.8).all() and (v > 0.8).any() for v in kept[1])
+
+
+def test_without_state_every_mini_batch_begins_anew():
+    for keep_state in (False, True):
+        task = make_task(LOSSES["matching"], MirrorTarget(), None)
+        task.lrs = [0.01, 0.01]
+        (first, _), (second, _) = solve_twice(MomentumSteps(3, keep_state=keep_state), task)
+        assert torch.equal(first, second) != keep_state
+
+
+def test_lr_rescales_the_steps_under_way(mlp, batches, train, values):
+    """Lr is outside of the momentum: at lr 0 nothing moves."""
+    model = mlp()
+    optimizer = LocoProp(model, 0.01, solver=MomentumSteps())
+    train(model, optimizer, batches(2))
+    before = values(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(model, optimizer, batches(1))
+    torch.testing.assert_close(values(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [2, 300])
+def test_a_safe_solve_that_finds_nothing_wrong_is_the_same(rows):
+    ends = []
+    for safe in (False, True):
+        task = make_task(LOSSES["squared"], GradientTarget(), None, rows=rows, safe=safe)
+        task.lrs = [1e-5, 1e-5]
+        solve(MomentumSteps(4), task)
+        ends.append(task.values)
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("momentum", 0, ValueError),
+        ("momentum", 1.0, ValueError),
+        ("momentum", "much", TypeError),
+        ("decay", 1, ValueError),
+        ("decay", -0.1, ValueError),
+        ("epsilon", 0.0, ValueError),
+        ("epsilon", float("nan"), ValueError),
+        ("steps", 0, ValueError),
+        ("schedule", "steep", ValueError),
+        ("local_rows", 0, ValueError),
+        ("local_dtype", torch.int8, TypeError),
+    ],
+)
+def test_bad_values_are_refused(option, value, error):
+    with pytest.raises(error, match=option):
+        MomentumSteps(**{option: value})
+
+
+def test_repr_says_how_it_was_made():
+    assert repr(MomentumSteps()) == "MomentumSteps(momentum=0.998, decay=0.99, epsilon=1e-05)"
+    other = MomentumSteps(5, "cosine", local_rows=48, local_dtype=torch.bfloat16, keep_state=False)
+    assert repr(other) == (
+        "MomentumSteps(steps=5, schedule=cosine, momentum=0.998, decay=0.99, epsilon=1e-05, local_rows=48, "
+        "local_dtype=torch.bfloat16, keep_state=False)"
+    )
+
+
+def test_a_state_of_other_steps_is_refused(mlp, batches, train):
+    """RMSProp's v is that of all gradients: the same names, other numbers."""
+    model = mlp()
+    optimizer = LocoProp(model, solver=MomentumSteps())
+    train(model, optimizer, batches(1))
+    with pytest.raises(ValueError, match="MomentumSteps"):
+        LocoProp(mlp()).load_state_dict(optimizer.state_dict())
+
+
+def test_the_recipe_takes_them():
+    optimizer = recipes.locoprop_m_normalized(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+    assert type(optimizer.solver) is MomentumSteps
