@@ -2,7 +2,8 @@
 
     LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
-trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread.
+trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread. gamma=0.02 makes the targets
+normalized, once=1 renews RMSProp's metric once per mini-batch.
 """
 
 import sys
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from locobench import data, problems
 from locobench.schedules import linear_decay
-from torchloco import FirstOrderSteps, LocoProp
+from torchloco import FirstOrderSteps, LocoProp, MomentumSteps, NormalizedTarget
 
 SHOWN = (3, 5, 10, 15, 20, 50, 100)
 torch.set_flush_denormal(True)
@@ -27,8 +28,12 @@ def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
     lr, steps = options.pop("lr"), int(options.pop("steps", 10))
     if "local_rows" in options:
         options["local_rows"] = int(options["local_rows"])
+    target: dict[str, Any] = {}
+    if "gamma" in options:
+        target = {"activation_lr": options.pop("gamma"), "target": NormalizedTarget(follow_lr=True)}
+    solver = (MomentumSteps if options.pop("once", 0) else FirstOrderSteps)(**options)
     model = problems.build("standard", "tanh", 784, seed)
-    optimizer = LocoProp(model, lr, local_steps=steps, output="sigmoid", solver=FirstOrderSteps(**options))
+    optimizer = LocoProp(model, lr, local_steps=steps, output="sigmoid", solver=solver, **target)
     scheduler = LambdaLR(optimizer, lambda step: linear_decay(step, of * 60))
     print(variant, end="", flush=True)
     for epoch in range(1, epochs + 1):

@@ -84,6 +84,21 @@ def test_equals_the_recurrences_on_models_of_other_kinds(name):
         torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
 
 
+def test_an_interrupted_solve_leaves_the_momentum_in_its_unit():
+    def interrupted(j, steps):
+        if j == 2:
+            raise KeyboardInterrupt
+        return 1.0
+
+    kept = []
+    for kind in (MomentumSteps, AsWritten):
+        task = make_task(LOSSES["matching"], MirrorTarget(), None)
+        with pytest.raises(KeyboardInterrupt):
+            solve(kind(5, interrupted, local_rows=4), task)
+        kept.append([*itertools.chain(*(task.inner.averages(p) for p in task.params))])
+    torch.testing.assert_close(*kept, rtol=1e-10, atol=1e-14)
+
+
 def test_dense_rows_write_no_gradient(monkeypatch, mlp, batches, train):
     monkeypatch.setattr(SampledGradients, "gradient", lambda *_: pytest.fail("a gradient was written to memory"))
     model = mlp()

@@ -84,19 +84,22 @@ class MomentumSteps(FirstOrderSteps):
         averages = self._renewed(task, first)
         momentum = self.options["momentum"]
         roots = [self._inverse_root(v) for v, _ in averages]
-        sums = [m.div_(root) for (_, m), root in zip(averages, roots, strict=True)]  # of plain gradients, until the end
-        for j in range(steps):
-            factor = self.schedule(j, steps)
-            if j and sampled is not None:
-                sampled.add_(sums, task.values, j, momentum, factor)
-            else:
-                gradients = first if further is None or not j else further(task.values, j)
-                for total, gradient in zip(sums, gradients, strict=True):
-                    total.mul_(momentum).add_(gradient, alpha=factor)
-            for p, root, total, lr in zip(task.params, roots, sums, task.lrs, strict=True):
-                p.addcmul_(root, total, value=-float(lr))
-        for total, root in zip(sums, roots, strict=True):
-            total.mul_(root)
+        sums: list[Tensor] = []
+        try:
+            sums += [m.div_(root) for (_, m), root in zip(averages, roots, strict=True)]  # of plain gradients
+            for j in range(steps):
+                factor = self.schedule(j, steps)
+                if j and sampled is not None:
+                    sampled.add_(sums, task.values, j, momentum, factor)
+                else:
+                    gradients = first if further is None or not j else further(task.values, j)
+                    for total, gradient in zip(sums, gradients, strict=True):
+                        total.mul_(momentum).add_(gradient, alpha=factor)
+                for p, root, total, lr in zip(task.params, roots, sums, task.lrs, strict=True):
+                    p.addcmul_(root, total, value=-float(lr))
+        finally:  # also where a step was interrupted: m has its own unit again
+            for total, root in zip(sums, roots, strict=False):
+                total.mul_(root)
 
     def _step(self, task: Task, gradients: Gradients, j: int, shrink: float = 1.0) -> None:
         """A step as it is written, for safe solves."""

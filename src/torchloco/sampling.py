@@ -49,7 +49,7 @@ class SampledGradients:
     def add_(self, sums: Gradients, new: list[Tensor], j: int, beta: float, alpha: float) -> None:
         """Into `sums` beta · sums + alpha · gradients of local step j; dense rows in the matrix product itself."""
         k = j % self._parts
-        x = None if self._gram else self._rows(k)
+        x = None if self._gram or sums[0].dim() != 2 else self._rows(k)  # the sum as a matrix must be no copy
         if not isinstance(x, Dense) or self._dtype != sums[0].dtype or self._problem.regularizer is not None:
             for total, gradient in zip(sums, self.gradient(new, j), strict=True):
                 total.mul_(beta).add_(gradient, alpha=alpha)
