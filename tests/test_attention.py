@@ -7,7 +7,18 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from torchloco import Anderson, ConjugateGradient, Exact, FirstOrderSteps, LocoProp, Newton, Spectral, SquaredDistance
+from torchloco import (
+    Anderson,
+    ConjugateGradient,
+    Exact,
+    FirstOrderSteps,
+    LocoProp,
+    MirrorTarget,
+    Newton,
+    PostActivationLoss,
+    Spectral,
+    SquaredDistance,
+)
 
 GAMMA = 0.5
 E = 6
@@ -287,3 +298,20 @@ def test_averaged_second_moments_are_per_row_of_each_group(solver):
     for gram, x in zip(state["memory"]["solver"]["gram"], (q, k, k), strict=True):
         rows = nn.functional.pad(x.flatten(0, 1), (0, 1), value=1.0)
         assert_close(gram, rows.t() @ rows / len(rows))
+
+
+def test_local_steps_in_low_precision_where_queries_and_keys_differ_in_number():
+    """Groups with different numbers of rows have a mask, which is to follow the residuals' dtype."""
+    ends = []
+    for local_dtype in (None, torch.float32):
+        torch.manual_seed(0)
+        model = Attention("encoder")
+        solver = FirstOrderSteps(torch.optim.SGD, local_dtype=local_dtype)
+        optimizer = LocoProp(
+            model, 0.01, loss=PostActivationLoss(), target=MirrorTarget(), local_steps=3, solver=solver
+        )
+        q, k = torch.randn(7, 3, E, dtype=torch.float64), torch.randn(5, 3, E, dtype=torch.float64)
+        model(q, k, k).square().sum().backward()
+        optimizer.step()
+        ends.append([p.detach() for p in model.parameters()])
+    assert_close(*ends, rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import nn
 from test_combinations import LOSSES, make_task, solve
 from test_zoo import build
 from test_zoo import train as train_problem
-from torchloco import GradientTarget, LocoProp, MirrorTarget, MomentumSteps, SquaredDistance, recipes
+from torchloco import Dense, GradientTarget, LocoProp, MirrorTarget, MomentumSteps, SquaredDistance, recipes
 from torchloco.sampling import SampledGradients
 from zoo import ZOO
 
@@ -97,6 +97,69 @@ def test_an_interrupted_solve_leaves_the_momentum_in_its_unit():
             solve(kind(5, interrupted, local_rows=4), task)
         kept.append([*itertools.chain(*(task.inner.averages(p) for p in task.params))])
     torch.testing.assert_close(*kept, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_one_interrupted_before_its_first_step_too(monkeypatch, at):
+    """While m is converted, weight and bias one after the other."""
+    task, calls, div = make_task(LOSSES["matching"], MirrorTarget(), None), [], torch.Tensor.div_
+    solver = MomentumSteps(2)
+    solve(solver, task)
+    before = [*itertools.chain(*(task.inner.averages(p)[1:] for p in task.params))]
+    before = [m.clone() for m in before]
+
+    def interrupted(m, root):
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        calls.append(root)
+        return div(m, root)
+
+    monkeypatch.setattr(torch.Tensor, "div_", interrupted)
+    with pytest.raises(KeyboardInterrupt), torch.no_grad():
+        solver.solve(task)
+    after = [*itertools.chain(*(task.inner.averages(p)[1:] for p in task.params))]
+    torch.testing.assert_close(after, before, rtol=1e-12, atol=0)
+
+
+class Permuted(Dense):
+    """Rows that meet a weight whose matrix is a copy."""
+
+    def matrix(self, weight):
+        return weight.flip(1)
+
+    def shaped(self, matrix, shape):
+        return matrix.flip(1)
+
+
+def test_a_matrix_that_is_a_copy():
+    ends = []
+    for kind in (MomentumSteps, AsWritten):
+        task = make_task(LOSSES["matching"], MirrorTarget(), None)
+        task.problem.rows.inputs = Permuted(task.problem.rows.x.flip(1))
+        task.problem.gradients[0] = task.problem.gradients[0]
+        task.lrs = [0.02, 0.01]
+        ends.append(solve_twice(kind(4, local_rows=4), task)[1])
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-13)
+
+
+def test_float16_sums_stay_in_range():
+    """Sums of plain gradients of 300 would overflow at a momentum of 0.998."""
+    layer = nn.Linear(4, 3).half()
+    optimizer = LocoProp(layer, 1e-5, activation_lr=1.0, solver=MomentumSteps())
+    for _ in range(40):
+        optimizer.zero_grad()
+        (300 * layer(torch.ones(1, 4, dtype=torch.float16))).sum().backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in layer.parameters())
+
+
+def test_a_safe_solve_that_begins_anew_renews_the_metric():
+    """The first steps are infinitely bad, the later ones, a half as long each, are merely bad."""
+    task = make_task(LOSSES["squared"], GradientTarget(), None, safe=True)
+    task.lrs = [1e155, 1e155]
+    solve(MomentumSteps(10), task)
+    assert all(task.inner.state[p] for p in task.params)
+    assert all((task.inner.averages(p)[0] != 1).all() for p in task.params)
 
 
 def test_dense_rows_write_no_gradient(monkeypatch, mlp, batches, train):

@@ -107,7 +107,7 @@ class Inputs(ABC):
         """δᵀ1, the bias's gradient, (d_out,)."""
         if self.mask is None:
             return torch.sum(delta, 0, out=out)
-        return (by_group(delta.t(), self.groups) @ self.mask[..., None]).flatten()
+        return (by_group(delta.t(), self.groups) @ self.mask[..., None].to(delta.dtype)).flatten()
 
     def count_ones(self, bias: Tensor) -> Tensor:
         """1ᵀ1 b̃, every bias times its number of rows."""

@@ -49,15 +49,18 @@ class SampledGradients:
     def add_(self, sums: Gradients, new: list[Tensor], j: int, beta: float, alpha: float) -> None:
         """Into `sums` beta · sums + alpha · gradients of local step j; dense rows in the matrix product itself."""
         k = j % self._parts
-        x = None if self._gram or sums[0].dim() != 2 else self._rows(k)  # the sum as a matrix must be no copy
-        if not isinstance(x, Dense) or self._dtype != sums[0].dtype or self._problem.regularizer is not None:
+        x = None if self._gram else self._rows(k)
+        matrix = self._problem.matrix(sums[0])
+        direct = isinstance(x, Dense) and matrix.data_ptr() == sums[0].data_ptr()  # and no copy
+        if not direct or self._dtype != sums[0].dtype or self._problem.regularizer is not None:
             for total, gradient in zip(sums, self.gradient(new, j), strict=True):
                 total.mul_(beta).add_(gradient, alpha=alpha)
             return
+        assert isinstance(x, Dense)
         delta = self._residual_change(k, x, new)
         firsts, factor = self._problem.first
         scale = alpha * self._parts
-        self._problem.matrix(sums[0]).addmm_(delta.t(), x.x, beta=beta, alpha=scale)
+        matrix.addmm_(delta.t(), x.x, beta=beta, alpha=scale)
         for total in sums[1:]:
             total.mul_(beta).add_(x.sum_ones(delta), alpha=scale)
         for total, first in zip(sums, firsts, strict=True):
