@@ -221,7 +221,7 @@ def rmsprop_lr_outside(momentum: float = 0.999, decay: float = 0.9, epsilon: flo
     return update
 
 
-def momentum_steps(momentum: float = 0.998, decay: float = 0.99, epsilon: float = 1e-5) -> Rule:
+def momentum_steps(momentum: float = 0.998, decay: float = 0.98, epsilon: float = 1e-5) -> Rule:
     """The same with v renewed by the first gradient of a mini-batch alone."""
 
     def update(value, grad, lr, state):

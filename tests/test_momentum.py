@@ -234,10 +234,10 @@ def test_bad_values_are_refused(option, value, error):
 
 
 def test_repr_says_how_it_was_made():
-    assert repr(MomentumSteps()) == "MomentumSteps(momentum=0.998, decay=0.99, epsilon=1e-05)"
+    assert repr(MomentumSteps()) == "MomentumSteps(momentum=0.998, decay=0.98, epsilon=1e-05)"
     other = MomentumSteps(5, "cosine", local_rows=48, local_dtype=torch.bfloat16, keep_state=False)
     assert repr(other) == (
-        "MomentumSteps(steps=5, schedule=cosine, momentum=0.998, decay=0.99, epsilon=1e-05, local_rows=48, "
+        "MomentumSteps(steps=5, schedule=cosine, momentum=0.998, decay=0.98, epsilon=1e-05, local_rows=48, "
         "local_dtype=torch.bfloat16, keep_state=False)"
     )
 

@@ -52,7 +52,7 @@ class MomentumSteps(FirstOrderSteps):
         schedule: str | Schedule = "linear",
         *,
         momentum: float = 0.998,
-        decay: float = 0.99,
+        decay: float = 0.98,
         epsilon: float = 1e-5,
         local_rows: float = 1.0,
         local_dtype: torch.dtype | None = None,

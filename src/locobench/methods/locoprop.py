@@ -71,10 +71,10 @@ LOCOPROP_METHODS = [
         lambda model, lr, momentum=0.998, activation_lr=0.02: recipes.locoprop_m_normalized(
             model, lr, activation_lr=activation_lr, momentum=momentum, output="sigmoid", parallel=True
         ),
-        lr=3e-5,
+        lr=2.5e-5,
         cost=1.7,
         note="as locoprop-m-fast; normalized targets at a distance of 0.02 and steps under way both follow the "
-        "schedule, momentum 0.998, a metric renewed once per batch with decay 0.99",
+        "schedule, momentum 0.998, a metric renewed once per batch with decay 0.98",
     ),
     Method(
         "locoprop-s-bf16",
