@@ -40,8 +40,8 @@ class RMSProp(Optimizer):
         epsilon: Added to v inside the root, > 0; its unit is that of a squared gradient.
         lr_outside: Whether lr multiplies the momentum when it is applied, and not the gradients that enter it.
 
-    v and m have the parameter's dtype. In bfloat16 they do not decay where momentum or decay is above 0.996 or so, as the
-    change is lost in rounding.
+    v and m have the parameter's dtype. In bfloat16 they do not decay where momentum or decay is above 0.996 or so, as
+    the change is lost in rounding.
 
     Groups have a `"weight"` as well, at first 1, by which the gradients of a step are multiplied once they are
     normalized, inside the momentum in any case: for schedules that are to leave the steps under way as they are.
