@@ -27,7 +27,9 @@ class MomentumSteps(FirstOrderSteps):
     needs 22, and that is most of what such steps cost.
 
     v has seen the gradients over all rows only. Those on few rows are larger by their noise, so lr wants to be lower
-    than RMSProp's, by about a third on 48 rows; and as one gradient in T enters v, it wants a longer memory.
+    than RMSProp's, by about a third on 48 rows; and as one gradient in T enters v, it wants a longer memory. RMSProp's
+    v grows with the gradients of steps that are too long; this one knows nothing of them within a mini-batch, so that
+    four times the best lr may diverge, at which RMSProp still trains.
 
     Args:
         steps: T, >= 1; None takes the layer's `local_steps`.
