@@ -22,9 +22,7 @@ from torchloco import (
 )
 
 OUTSIDE = partial(RMSProp, momentum=0.9, lr_outside=True)
-SOLVERS = [FirstOrderSteps(inner) for inner in (torch.optim.SGD, torch.optim.Adam, RMSProp, OUTSIDE)] + [
-    MomentumSteps()
-]
+SOLVERS = [*map(FirstOrderSteps, [torch.optim.SGD, torch.optim.Adam, RMSProp, OUTSIDE]), MomentumSteps()]
 
 
 @given(
@@ -32,9 +30,7 @@ SOLVERS = [FirstOrderSteps(inner) for inner in (torch.optim.SGD, torch.optim.Ada
     loss=st.sampled_from(sorted(LOSSES)),
     transfer=st.sampled_from(["tanh", "relu", "sigmoid", "softmax", "identity"]),
     rows=st.integers(1, 40),
-    solver=st.sampled_from(
-        [*map(FirstOrderSteps, [torch.optim.SGD, torch.optim.Adam, RMSProp, OUTSIDE]), MomentumSteps()]
-    ),
+    solver=st.sampled_from(SOLVERS),
     bias=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
