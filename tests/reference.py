@@ -222,15 +222,14 @@ def rmsprop_lr_outside(momentum: float = 0.999, decay: float = 0.9, epsilon: flo
 
 
 def momentum_steps(momentum: float = 0.998, decay: float = 0.98, epsilon: float = 1e-5) -> Rule:
-    """The same with v renewed by the first gradient of a mini-batch alone."""
+    """m ← momentum·m + schedule(j)·g;  w ← w − base lr·m/√(v + epsilon);  after the last step v takes in its g²."""
 
     def update(value, grad, lr, state):
-        if state.pop("first"):
-            state["v"] = decay * state.get("v", torch.ones_like(value)) + (1 - decay) * grad**2
-        step = (lr / state["base lr"]) * grad / torch.sqrt(state["v"] + epsilon)
-        state["m"] = momentum * state.get("m", torch.zeros_like(value)) + step
-        state["first"] = False
-        return value - state["base lr"] * state["m"]
+        v = state.setdefault("v", torch.ones_like(value))
+        state["m"] = momentum * state.get("m", torch.zeros_like(value)) + (lr / state["base lr"]) * grad
+        if state["last"]:
+            state["v"] = decay * v + (1 - decay) * grad**2
+        return value - state["base lr"] * state["m"] / torch.sqrt(v + epsilon)
 
     return update
 
@@ -378,9 +377,9 @@ class Reference:
         old_weight, old_bias = self.weights[layer], self.biases[layer]
         target = local_target(self.loss, name, pre, grad, self.activation_lr)
         weight, bias = old_weight, old_bias
-        for own in state.values():
-            own.update({"base lr": self.lr, "first": True})
         for j in range(self.local_steps):
+            for own in state.values():
+                own.update({"base lr": self.lr, "last": j == self.local_steps - 1})
             lr = self.lr * schedule_factor(self.schedule, j, self.local_steps)
             weight = weight.detach().clone().requires_grad_()
             bias = None if bias is None else bias.detach().clone().requires_grad_()

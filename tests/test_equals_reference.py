@@ -20,7 +20,7 @@ INNER = {
         partial(FirstOrderSteps, RMSProp, momentum=0.0, epsilon=1e-5),
     ),
     "rmsprop with lr outside": (ref.rmsprop_lr_outside(), partial(FirstOrderSteps, lr_outside=True)),
-    "metric of the first gradient": (ref.momentum_steps(), partial(MomentumSteps)),
+    "metric of the last gradient": (ref.momentum_steps(), partial(MomentumSteps)),
     "sgd": (ref.sgd(), partial(FirstOrderSteps, torch.optim.SGD)),
     "momentum": (ref.momentum(0.9), partial(FirstOrderSteps, torch.optim.SGD, momentum=0.9)),
     # Adam divides a gradient that is zero but for rounding by its own size, unless epsilon is large.

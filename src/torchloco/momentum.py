@@ -1,4 +1,4 @@
-"""Steps of momentum in a diagonal metric that is renewed once per mini-batch: RMSProp at half the traffic of memory."""
+"""Steps of momentum in a diagonal metric that is renewed once per mini-batch: at less than half RMSProp's traffic."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from torchloco.rmsprop import RMSProp
 from torchloco.solvers import Task
 from torchloco.steps import SCHEDULES, FirstOrderSteps, Schedule
 
+_SMALLEST_UNIT = 1e-3
+"""Below it what is kept of the momentum is scaled anew, before it grows out of its dtype's range."""
+
 
 class MomentumSteps(FirstOrderSteps):
-    """T steps of `RMSProp` with lr outside its momentum, its mean square renewed by the first gradient alone::
+    """T steps with Adam's two averages, of which the mean square is renewed once per mini-batch, by the last gradient::
 
-        v ← decay · v + (1 - decay) · ∇J(W)²            once per mini-batch; v starts at ones
-        m ← momentum · m + factor_j · ∇J(W̃) / √(v + epsilon)
-        W̃ ← W̃ - lr · m                                 T times
+        m ← momentum · m + factor_j · ∇J(W̃)
+        W̃ ← W̃ - lr · m / √(v + epsilon)                T times
+        v ← decay · v + (1 - decay) · ∇J(W̃)²           once, with the gradient of the last step; v starts at ones
 
-    Within a mini-batch the metric √(v + epsilon) is fixed, so that m · √(v + epsilon) is a sum of plain gradients, to
-    which a matrix product can add the next one. On few rows of a linear layer, in the weights' dtype and without a
-    regularizer, no gradient is written to memory then: a step reads and writes the weights' size 10 times where RMSProp
-    needs 22, and that is most of what such steps cost.
+    Within a mini-batch v is fixed and m a sum of plain gradients, to which a matrix product can add the next one. On
+    few rows of a linear layer, in the weights' dtype and without a regularizer, no gradient but the last is written to
+    memory then: a step reads and writes the weights' size 10 times where `RMSProp` needs 22, and such steps cost little
+    else beside their products.
 
-    v has seen the gradients over all rows only. Those on few rows are larger by their noise, so lr wants to be lower
-    than RMSProp's, by about a third on 48 rows; and as one gradient in T enters v, it wants a longer memory. RMSProp's
-    v grows with the gradients of steps that are too long; this one knows nothing of them within a mini-batch, so that
-    four times the best lr may diverge, at which RMSProp still trains.
+    The last gradient is that of few rows and of weights that have moved: v grows with the noise of the rows and with
+    steps that are too long. lr is on `RMSProp`'s scale, and wants to be about twice as high on 48 rows. As one gradient
+    in T enters v, it wants a longer memory than RMSProp's.
 
     Args:
         steps: T, >= 1; None takes the layer's `local_steps`.
-        schedule: factor_j; see `FirstOrderSteps`. As there with `RMSProp(lr_outside=True)`, it leaves the steps under
-            way as they are.
-        momentum: Of the steps, over mini-batches, in (0, 1).
+        schedule: factor_j; see `FirstOrderSteps`. It leaves the steps under way as they are; lr rescales them.
+        momentum: Of the steps, over mini-batches, in (0, 1). What is kept is the mean (1 - momentum) · m.
         decay: Of v per mini-batch, in [0, 1).
         epsilon: Added to v inside the root, > 0; its unit is that of a squared gradient.
         local_rows: How many rows each step after the first looks at; see `FirstOrderSteps`.
         local_dtype: Of the products over the rows in those steps; see `FirstOrderSteps`.
-        keep_state: Whether v and m persist over mini-batches, or start anew with each; then a small decay is wanted, as
-            v has but one gradient to learn from.
+        keep_state: Whether v and m persist over mini-batches; otherwise v is always one, and the steps are plain.
+
+    In a safe solve (`LocoProp(safe=True)`) v takes in the gradient at the weights where it ends.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -80,48 +82,49 @@ class MomentumSteps(FirstOrderSteps):
         """What a saved state belongs to."""
         return "MomentumSteps"
 
-    def _descend(self, task: Task) -> None:
-        if any(p.dtype == torch.float16 for p in task.params):  # it has not the range for sums of plain gradients
-            return super()._descend(task)
-        steps, problem = self.steps or task.steps, task.problem
+    def _descend(self, task: Task) -> Gradients:
+        steps, problem, momentum = self.steps or task.steps, task.problem, self.options["momentum"]
         sampled = self._sampled(problem, steps - 1)
-        further = None if sampled is not None else self._further(problem, steps - 1)
-        first = problem.first_gradient()
-        averages = self._renewed(task, first)
-        momentum = self.options["momentum"]
-        roots = [self._inverse_root(v) for v, _ in averages]
-        sums: list[Tensor] = []
+        if sampled is None:
+            return self._renew(task, super()._descend(task))
+        averages = self._averages(task)
+        means, roots = [m for _, m in averages], [self._inverse_root(v) for v, _ in averages]
+        unit = 1.0  # m is means · unit, so that a step need not shrink them
         try:
-            for (_, m), root in zip(averages, roots, strict=True):
-                sums.append(m.div_(root))  # a sum of plain gradients, until the end
             for j in range(steps):
                 factor = self.schedule(j, steps)
-                if j and sampled is not None:
-                    sampled.add_(sums, task.values, j, momentum, factor)
+                unit *= momentum
+                if unit < _SMALLEST_UNIT:
+                    means, unit = [mean.mul_(unit) for mean in means], 1.0
+                alpha = (1 - momentum) * factor / unit
+                if j < steps - 1:
+                    sampled.add_(means, task.values, j, alpha)
                 else:
-                    gradients = first if further is None or not j else further(task.values, j)
-                    for total, gradient in zip(sums, gradients, strict=True):
-                        total.mul_(momentum).add_(gradient, alpha=factor)
-                for p, root, total, lr in zip(task.params, roots, sums, task.lrs, strict=True):
-                    p.addcmul_(root, total, value=-float(lr))
-        finally:  # also where a step was interrupted: m has its own unit again
-            for total, root in zip(sums, roots, strict=False):
-                total.mul_(root)
+                    gradients = sampled.gradient(task.values, j) if j else problem.first_gradient()
+                    for mean, gradient in zip(means, gradients, strict=True):
+                        mean.add_(gradient, alpha=alpha)
+                for p, root, mean, lr in zip(task.params, roots, means, task.lrs, strict=True):
+                    p.addcmul_(root, mean, value=-float(lr) * unit / (1 - momentum))
+        finally:  # also where a step was interrupted
+            for mean in means:
+                mean.mul_(unit)
+        return self._renew(task, gradients)
+
+    def _descend_safely(self, task: Task) -> Gradients:
+        return self._renew(task, super()._descend_safely(task))
 
     def _step(self, task: Task, gradients: Gradients, j: int, shrink: float = 1.0) -> None:
-        """A step as it is written, for safe solves and where the other form has not the range."""
-        fresh = not cast(RMSProp, task.inner).state[task.params[0]]  # also where a safe solve began anew
-        averages = self._renewed(task, gradients) if j == 0 or fresh else self._averages(task)
-        factor = self.schedule(j, self.steps or task.steps)
-        for p, g, (v, m), lr in zip(task.params, gradients, averages, task.lrs, strict=True):
-            m.mul_(self.options["momentum"]).addcmul_(g, self._inverse_root(v), value=factor)
-            p.sub_(m, alpha=float(lr) * shrink)
+        momentum, factor = self.options["momentum"], self.schedule(j, self.steps or task.steps)
+        for p, g, (v, m), lr in zip(task.params, gradients, self._averages(task), task.lrs, strict=True):
+            m.mul_(momentum).add_(g, alpha=(1 - momentum) * factor)
+            p.addcmul_(self._inverse_root(v), m, value=-float(lr) * shrink / (1 - momentum))
 
-    def _renewed(self, task: Task, gradients: Gradients) -> list[list[Tensor]]:
-        averages, decay = self._averages(task), self.options["decay"]
-        for (v, _), g in zip(averages, gradients, strict=True):
+    def _renew(self, task: Task, last: Gradients) -> Gradients:
+        """Let v take in the last gradients."""
+        decay = self.options["decay"]
+        for (v, _), g in zip(self._averages(task), last, strict=True):
             v.mul_(decay).addcmul_(g, g, value=1 - decay)
-        return averages
+        return last
 
     def _averages(self, task: Task) -> list[list[Tensor]]:
         """Of each parameter, v and m."""

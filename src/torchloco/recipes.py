@@ -51,7 +51,7 @@ def locoprop_s(model: nn.Module, lr: float = 1e-5, *, paper: bool = True, **opti
 
 
 def locoprop_m_normalized(
-    model: nn.Module, lr: float = 2.5e-5, *, activation_lr: float = 0.02, momentum: float = 0.998, **options: Any
+    model: nn.Module, lr: float = 1e-4, *, activation_lr: float = 0.02, momentum: float = 0.998, **options: Any
 ) -> LocoProp:
     """LocoProp-M on 48 rows for runs whose learning rate decays to 0: everything follows its schedule.
 

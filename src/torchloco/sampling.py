@@ -40,31 +40,33 @@ class SampledGradients:
         self._parts = max(1, min(parts, problem.inputs.fewest_rows))
         self._dtype = dtype
         self._xs: dict[int, Inputs] = {}
-        self._ys: dict[int, Tensor] = {}
+        self._befores: dict[int, Tensor] = {}
 
     def gradient(self, new: list[Tensor], j: int) -> Gradients:
         """The gradients of local step j. The memory is used again by the next call."""
         return self._problem.regularized(self._by_gram(new) if self._gram else self._by_rows(new, j % self._parts), new)
 
-    def add_(self, sums: Gradients, new: list[Tensor], j: int, beta: float, alpha: float) -> None:
-        """Into `sums` beta · sums + alpha · gradients of local step j; dense rows in the matrix product itself."""
-        k = j % self._parts
-        x = None if self._gram else self._rows(k)
+    def add_(self, sums: Gradients, new: list[Tensor], j: int, alpha: float) -> None:
+        """Add to `sums` alpha · the gradients of local step j; those of dense rows in the matrix product itself."""
+        x = None if self._gram else self._rows(j % self._parts)
         matrix = self._problem.matrix(sums[0])
         direct = isinstance(x, Dense) and matrix.data_ptr() == sums[0].data_ptr()  # and no copy
         if not direct or self._dtype != sums[0].dtype or self._problem.regularizer is not None:
-            for total, gradient in zip(sums, self.gradient(new, j), strict=True):
-                total.mul_(beta).add_(gradient, alpha=alpha)
+            gradients = self.gradient(new, j) if j else self._problem.first_gradient()
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.add_(gradient, alpha=alpha)
             return
-        assert isinstance(x, Dense)
-        delta = self._residual_change(k, x, new)
         firsts, factor = self._problem.first
-        scale = alpha * self._parts
-        matrix.addmm_(delta.t(), x.x, beta=beta, alpha=scale)
-        for total in sums[1:]:
-            total.mul_(beta).add_(x.sum_ones(delta), alpha=scale)
         for total, first in zip(sums, firsts, strict=True):
             total.add_(first, alpha=alpha * factor)
+        if j == 0:  # nothing has changed since
+            return
+        assert isinstance(x, Dense)
+        delta = self._residual_change(j % self._parts, x, new)
+        scale = alpha * self._parts
+        matrix.addmm_(delta.t(), x.x, alpha=scale)  # with a beta it would take half as long again
+        for total in sums[1:]:
+            total.add_(x.sum_ones(delta), alpha=scale)
 
     def _by_rows(self, new: list[Tensor], k: int) -> Gradients:
         """From part k."""
@@ -89,24 +91,26 @@ class SampledGradients:
 
     def _residual_change(self, k: int, x: Inputs, new: list[Tensor]) -> Tensor:
         """δ(W̃) - δ(W) of part k."""
-        rows, loss = self._problem.rows, self._problem.loss
+        problem, rows, loss = self._problem, self._problem.rows, self._problem.loss
         a = rows.a[k :: self._parts]
-        if self._dtype == a.dtype:
-            moved = x.apply(self._problem.matrix(new[0]), new[1] if len(new) > 1 else self._problem.bias)
-            if self._problem.quadratic:
-                return moved.sub_(a)
+        own = self._dtype == a.dtype
+        if own:
+            weight, bias = problem.matrix(new[0]), new[1] if len(new) > 1 else problem.bias
+            moved = x.apply(weight, bias)
         else:
             moved = x.apply(self._displacement(new)).to(a.dtype)
             if len(new) > 1:
-                moved += x.times_ones(new[1] - self._problem.old[1]).to(a.dtype)
-            if self._problem.quadratic:
+                moved += x.times_ones(new[1] - problem.old[1]).to(a.dtype)
+            if problem.quadratic:
                 return moved
             moved += a
-        if type(loss) is MatchingLoss:
-            if k not in self._ys:
-                self._ys[k] = rows.transfer.apply_(a.clone())
-            return rows.transfer.apply_(moved).sub_(self._ys[k])
-        t = self._problem.t[k :: self._parts]
+        if problem.quadratic or type(loss) is MatchingLoss:
+            if k not in self._befores:
+                before = torch.empty_like(moved).copy_(a)  # in the same layout of memory
+                self._befores[k] = before if problem.quadratic else rows.transfer.apply_(before)
+            after = moved if problem.quadratic else rows.transfer.apply_(moved)
+            return after.sub_(self._befores[k])
+        t = problem.t[k :: self._parts]
         return loss.residual(moved, t, rows.transfer) - loss.residual(a, t, rows.transfer)
 
     def _by_gram(self, new: list[Tensor]) -> Gradients:

@@ -169,11 +169,14 @@ class FirstOrderSteps(Solver):
             for p, grad in zip(task.params, users, strict=True):
                 p.grad = grad
 
-    def _descend(self, task: Task) -> None:
+    def _descend(self, task: Task) -> Gradients:
+        """All steps; returns the last one's gradients."""
         steps, problem = self.steps or task.steps, task.problem
         further = self._further(problem, steps - 1)
         for j in range(steps):
-            self._step(task, problem.first_gradient() if j == 0 else further(task.values, j), j)
+            gradients = problem.first_gradient() if j == 0 else further(task.values, j)
+            self._step(task, gradients, j)
+        return gradients
 
     def _further(self, problem: LocalProblem, count: int) -> Callable[[list[Tensor], int], Gradients]:
         """How the gradients after the first are computed, from the new weights and the number of the step."""
@@ -196,7 +199,8 @@ class FirstOrderSteps(Solver):
         share = self.local_rows if isinstance(self.local_rows, float) else self.local_rows / max(1, n)
         return max(1, round(1 / share)) if share < 1 else 1
 
-    def _descend_safely(self, task: Task) -> None:
+    def _descend_safely(self, task: Task) -> Gradients:
+        """Steps that let the objective fall; returns the gradients at the weights where they end."""
         steps, problem = self.steps or task.steps, task.problem
         evaluate = _evaluation(problem, steps)
         value, gradients = evaluate(task.values)
@@ -219,6 +223,7 @@ class FirstOrderSteps(Solver):
                 target.copy_(source)
             if fall <= _NO_LONGER_FALLS * (first - best):
                 break
+        return at_best
 
     def _step(self, task: Task, gradients: Gradients, j: int, shrink: float = 1.0) -> None:
         assert task.inner is not None
