@@ -74,6 +74,9 @@ def measure(
         threads: That torch uses on the CPU.
         on_round: Called after every round.
 
+    Yields:
+        The section that is being measured, after each of its methods.
+
     Raises:
         BenchError: The batch, the model or Adam's steps need more memory than there is.
     """
@@ -86,8 +89,7 @@ def measure(
         def make(width: int = width, depth: int = depth) -> problems.Autoencoder:
             return problems.build(model, activation, PIXELS, seed=0, width=width, depth=depth).to(place)
 
-        _measure_section(section, methods, make, batch, rounds, on_round)
-        yield section
+        yield from _measure_section(section, methods, make, batch, rounds, on_round)
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def _measure_section(
     batch: Tensor,
     rounds: int,
     on_round: Callable[[Section, Method], None],
-) -> None:
+) -> Iterator[Section]:
     with _within_memory(section):
         adam = _Contestant(find("adam"), make, batch)
         adam_state, adam_peak = state_bytes(adam.optimizer), peak_of_training(find("adam"), make, batch)
@@ -118,13 +120,15 @@ def _measure_section(
         section.prices.append(price)
         if method.missing is not None:
             price.trouble = f"not installed: {method.missing}"
-            continue
-        try:
-            _measure_method(price, adam, make, rounds, partial(on_round, section, method))
-        except (RuntimeError, ValueError, ArithmeticError) as error:  # a refused step, or not enough memory
-            price.trouble = f"failed: {str(error).strip().splitlines()[0]}"
-    peak.sample()
-    section.peak = peak.as_row()
+        else:
+            try:
+                _measure_method(price, adam, make, rounds, partial(on_round, section, method))
+            except (RuntimeError, ValueError, ArithmeticError) as error:  # a refused step, or not enough memory
+                price.trouble = f"failed: {str(error).strip().splitlines()[0]}"
+        if method is methods[-1]:
+            peak.sample()
+        section.peak = peak.as_row()
+        yield section
 
 
 def _measure_method(

@@ -35,7 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measure(chosen: list[methods.Method], rounds: int = 2) -> prices.Section:
-    (section,) = speed.measure(chosen, widths=[1], depths=[1], batch_sizes=[20], rounds=rounds, threads=1)
+    *_, section = speed.measure(chosen, widths=[1], depths=[1], batch_sizes=[20], rounds=rounds, threads=1)
     return section
 
 
@@ -358,6 +358,22 @@ def test_a_measurement_that_fails_leaves_the_one_before(small: None, tmp_path: P
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after.pop("speed.unfinished.json")
     assert after == before
+
+
+def test_an_interruption_costs_one_method(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measure_method = speed._measure_method
+
+    def interrupted(price: prices.Price, *rest: object) -> None:
+        if price.method.name == "momentum":
+            raise KeyboardInterrupt
+        measure_method(price, *rest)
+
+    monkeypatch.setattr(speed, "_measure_method", interrupted)
+    out = tmp_path / "speed.json"
+    assert run("speed", "--methods", "sgd,nesterov,momentum", "--rounds", 1, "--threads", 1, "--out", out).exit_code
+    kept = prices.read(tmp_path / "speed.unfinished.json")
+    assert [row["method"] for row in kept["prices"]] == ["sgd", "nesterov"]
+    assert kept["peaks"][0]["gflops"] > 0
 
 
 def test_a_price_with_only_some_of_the_sizes_is_named(tmp_path: Path):

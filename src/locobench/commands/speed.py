@@ -120,8 +120,9 @@ def speed(
                     task, advance=1, refresh=True, description=f"{section.title}: {method.label}"
                 ),
             ):
-                sections.append(section)
-                content = prices.save(sections, settings, unfinished)  # an interruption costs one section at most
+                if not sections or sections[-1] is not section:
+                    sections.append(section)
+                content = prices.save(sections, settings, unfinished)  # an interruption costs one method at most
         prices.save(sections, settings, out)
         unfinished.unlink()
         title = f"{model} {activation} autoencoder, {device}, {counted_threads(threads)}"
