@@ -3,7 +3,7 @@
     LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
 trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread. gamma=0.02 makes the targets
-normalized, once=1 renews RMSProp's metric once per mini-batch.
+normalized, once=1 takes MomentumSteps, whose metric is renewed once per mini-batch.
 """
 
 import sys
