@@ -302,6 +302,24 @@ def test_one_diverging_layer_is_named_alone(mlp, batches, train, values, same):
     assert same(values(model), before)
 
 
+def test_after_a_divergence_all_layers_begin_anew(mlp, batches, train, values, same):
+    """Those that did not diverge may have taken in such gradients that they would never move again."""
+    model, data = mlp(), batches(4)
+    groups = [{"params": ["0", "4"]}, {"params": "2"}]
+    options = {"lr": 1e-3, "solver": FirstOrderSteps(torch.optim.SGD, momentum=0.9), "transfers": {"2": "identity"}}
+    optimizer = LocoProp(model, **options, params=groups)
+    train(model, optimizer, data[:2])
+    optimizer.param_groups[1]["lr"] = 1e200
+    with pytest.raises(RuntimeError, match="local steps of 2 diverged"):
+        train(model, optimizer, data[2:3])
+    optimizer.param_groups[1]["lr"] = 1e-3
+    other = mlp()
+    other.load_state_dict(model.state_dict())
+    train(model, optimizer, data[3:])
+    train(other, LocoProp(other, **options), data[3:])
+    assert same(values(model), values(other))
+
+
 def test_state_dict_after_a_divergence(network, batches, train, values, same):
     """The state can still be saved, loaded and trained on."""
     optimizer = LocoProp(network, lr=1e200, solver=FirstOrderSteps(torch.optim.SGD, momentum=0.9))

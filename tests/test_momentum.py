@@ -124,22 +124,40 @@ def test_a_matrix_that_is_a_copy():
     torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-13)
 
 
-def test_float16_sums_stay_in_range():
-    """Sums of plain gradients of 300 would overflow at a momentum of 0.998."""
-    layer = nn.Linear(4, 3).half()
-    optimizer = LocoProp(layer, 1e-5, activation_lr=1.0, solver=MomentumSteps())
-    for _ in range(40):
-        optimizer.zero_grad()
-        (300 * layer(torch.ones(1, 4, dtype=torch.float16))).sum().backward()
-        optimizer.step()
-    assert all(p.isfinite().all() for p in layer.parameters())
+@pytest.mark.parametrize(("momentum", "rows"), [(0.998, 1), (0.5, 64)])
+def test_float16_momentum_stays_in_range(momentum, rows):
+    """Plain sums of such gradients overflow, and so would a mean that is not shrunk in every step."""
+    ends = []
+    for dtype in (torch.float16, torch.float32):
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 3).to(dtype)
+        solver = MomentumSteps(None, "constant", momentum=momentum, local_rows=8)
+        optimizer = LocoProp(layer, 1e-4, activation_lr=1.0, output="sigmoid", solver=solver)
+        for _ in range(60):
+            optimizer.zero_grad()
+            (300 / rows * layer(torch.ones(rows, 4, dtype=dtype))).sum().backward()
+            optimizer.step()
+        ends.append([p.detach().float() for p in layer.parameters()])
+    torch.testing.assert_close(*ends, rtol=0.1, atol=0.05)
 
 
-def test_a_safe_solve_renews_the_metric_where_it_ends():
+def test_the_momentum_of_many_short_lived_steps_stays_in_range():
+    """0.01 to the power of 30 is no float32."""
+    ends = []
+    for kind in (MomentumSteps, AsWritten):
+        task = make_task(LOSSES["matching"], MirrorTarget(), None)
+        ends.append(solve_twice(kind(200, momentum=0.01, local_rows=4), task)[1])
+    assert all(p.isfinite().all() for p in ends[0])
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("lr", [1e155, 1e-3])
+def test_a_safe_solve_renews_the_metric_where_it_ends(lr):
+    """At the first rate nowhere: the first steps are infinitely bad, and the state begins anew amid the solve."""
     task = make_task(LOSSES["squared"], GradientTarget(), None, safe=True)
-    task.lrs = [1e155, 1e155]  # the first steps are infinitely bad, so that the state begins anew amid the solve
-    solver = MomentumSteps(10, decay=0.9)
-    solve(solver, task)
+    task.lrs = [lr, lr]
+    solve(MomentumSteps(10, decay=0.9), task)
+    assert torch.equal(task.values[0], task.problem.old[0]) == (lr > 1)
     for p, g in zip(task.params, task.problem.gradient(task.values), strict=True):
         torch.testing.assert_close(task.inner.averages(p)[0], 0.9 + 0.1 * g**2, rtol=1e-9, atol=0)
 

@@ -14,7 +14,7 @@ from torchloco.solvers import Task
 from torchloco.steps import SCHEDULES, FirstOrderSteps, Schedule
 
 _SMALLEST_UNIT = 1e-3
-"""Below it what is kept of the momentum is scaled anew, before it grows out of its dtype's range."""
+"""Below it what is kept of the momentum is scaled anew, before it grows out of its dtype's range; float16 has none."""
 
 
 class MomentumSteps(FirstOrderSteps):
@@ -30,8 +30,8 @@ class MomentumSteps(FirstOrderSteps):
     else beside their products.
 
     The last gradient is that of few rows and of weights that have moved: v grows with the noise of the rows and with
-    steps that are too long. lr is on `RMSProp`'s scale, and wants to be about twice as high on 48 rows. As one gradient
-    in T enters v, it wants a longer memory than RMSProp's.
+    steps that are too long, if only for the next mini-batch. lr is on `RMSProp`'s scale, and wants to be about twice as
+    high on 48 rows. As one gradient in T enters v, it wants a longer memory than RMSProp's.
 
     Args:
         steps: T, >= 1; None takes the layer's `local_steps`.
@@ -41,9 +41,11 @@ class MomentumSteps(FirstOrderSteps):
         epsilon: Added to v inside the root, > 0; its unit is that of a squared gradient.
         local_rows: How many rows each step after the first looks at; see `FirstOrderSteps`.
         local_dtype: Of the products over the rows in those steps; see `FirstOrderSteps`.
-        keep_state: Whether v and m persist over mini-batches; otherwise v is always one, and the steps are plain.
+        keep_state: Whether v and m persist over mini-batches; otherwise v is always one.
 
-    In a safe solve (`LocoProp(safe=True)`) v takes in the gradient at the weights where it ends.
+    In a safe solve (`LocoProp(safe=True)`) v takes in the gradient at the weights where it ends. v and the mean have
+    the weights' dtype: in bfloat16 a mean of momentum 0.998 does not decay, in float16 gradients below 1e-4 are lost in
+    it. Keep the weights in float32 and use autocast.
 
     Raises:
         TypeError: An argument is of the wrong kind.
@@ -90,11 +92,12 @@ class MomentumSteps(FirstOrderSteps):
         averages = self._averages(task)
         means, roots = [m for _, m in averages], [self._inverse_root(v) for v, _ in averages]
         unit = 1.0  # m is means · unit, so that a step need not shrink them
+        smallest = 1.0 if any(mean.dtype == torch.float16 for mean in means) else _SMALLEST_UNIT
         try:
             for j in range(steps):
                 factor = self.schedule(j, steps)
                 unit *= momentum
-                if unit < _SMALLEST_UNIT:
+                if unit < smallest:
                     means, unit = [mean.mul_(unit) for mean in means], 1.0
                 alpha = (1 - momentum) * factor / unit
                 if j < steps - 1:

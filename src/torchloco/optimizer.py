@@ -146,7 +146,8 @@ class LocoProp(Optimizer):
         """One LocoProp update of every layer with a gradient, and one fallback step for the other parameters.
 
         Whatever is raised, the layers' parameters are as before the step. The inner averages of layers that had been
-        solved already have taken it in, and a fallback that itself raises may have changed its parameters. Of data-
+        solved already have taken it in, or, where a solve diverged, start anew; a fallback that itself raises may have
+        changed its parameters. Of data-
         parallel ranks all raise if one does; where one fails amid the solves (out of memory), the others wait for it.
 
         Args:
@@ -228,19 +229,19 @@ class LocoProp(Optimizer):
         return layers
 
     def _refuse_divergence(self, layers: list[AttachedLayer]) -> None:
-        """Raise if a solve left a weight that is not finite, and let that layer's inner state start anew."""
+        """Raise if a solve left a weight that is not finite, and let the inner state of all layers start anew."""
         bad = set(non_finite({self._plan.names[p]: p.detach() for layer in layers for p in layer.params}))
         diverged = [layer for layer in layers if any(self._plan.names[p] in bad for p in layer.params)]
         if not diverged:
             return
-        for layer in diverged:
+        for layer in layers:  # those that did not diverge have taken in steps that are taken back, long ones maybe
             layer.forget()
             for p in layer.params:
                 self.state.pop(p, None)
         self._bind()
         raise RuntimeError(
             f"the local steps of {', '.join(layer.name for layer in diverged)} diverged; all weights are as before the "
-            "step, and these layers' inner state starts anew. Lower lr or activation_lr"
+            "step, and the layers' inner state starts anew. Lower lr or activation_lr"
         )
 
     def _follow_bias(self, layer: AttachedLayer) -> None:

@@ -48,23 +48,24 @@ class SampledGradients:
 
     def add_(self, sums: Gradients, new: list[Tensor], j: int, alpha: float) -> None:
         """Add to `sums` alpha · the gradients of local step j; those of dense rows in the matrix product itself."""
-        x = None if self._gram else self._rows(j % self._parts)
-        matrix = self._problem.matrix(sums[0])
-        direct = isinstance(x, Dense) and matrix.data_ptr() == sums[0].data_ptr()  # and no copy
-        if not direct or self._dtype != sums[0].dtype or self._problem.regularizer is not None:
-            gradients = self.gradient(new, j) if j else self._problem.first_gradient()
+        problem = self._problem
+        matrix = problem.matrix(sums[0])
+        view = isinstance(problem.inputs, Dense) and matrix.data_ptr() == sums[0].data_ptr()  # and no copy
+        if self._gram or not view or self._dtype != sums[0].dtype or problem.regularizer is not None:
+            gradients = self.gradient(new, j) if j else problem.first_gradient()
             for total, gradient in zip(sums, gradients, strict=True):
                 total.add_(gradient, alpha=alpha)
             return
-        firsts, factor = self._problem.first
+        firsts, factor = problem.first
         for total, first in zip(sums, firsts, strict=True):
             total.add_(first, alpha=alpha * factor)
         if j == 0:  # nothing has changed since
             return
-        assert isinstance(x, Dense)
-        delta = self._residual_change(j % self._parts, x, new)
+        k = j % self._parts
+        x = self._rows(k)
+        delta = self._residual_change(k, x, new)
         scale = alpha * self._parts
-        matrix.addmm_(delta.t(), x.x, alpha=scale)  # with a beta it would take half as long again
+        matrix.addmm_(delta.t(), x.dense(), alpha=scale)  # with a beta it would take half as long again
         for total in sums[1:]:
             total.add_(x.sum_ones(delta), alpha=scale)
 
