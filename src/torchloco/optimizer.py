@@ -147,8 +147,8 @@ class LocoProp(Optimizer):
 
         Whatever is raised, the layers' parameters are as before the step. The inner averages of layers that had been
         solved already have taken it in, or, where a solve diverged, start anew; a fallback that itself raises may have
-        changed its parameters. Of data-
-        parallel ranks all raise if one does; where one fails amid the solves (out of memory), the others wait for it.
+        changed its parameters. Of data-parallel ranks all raise if one does; where one fails amid the solves (out of
+        memory), the others wait for it.
 
         Args:
             closure: Re-evaluates the model and returns the loss, with `backward()` called; optional.

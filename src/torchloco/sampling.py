@@ -40,7 +40,7 @@ class SampledGradients:
         self._parts = max(1, min(parts, problem.inputs.fewest_rows))
         self._dtype = dtype
         self._xs: dict[int, Inputs] = {}
-        self._befores: dict[int, Tensor] = {}
+        self._ys: dict[int, Tensor] = {}
 
     def gradient(self, new: list[Tensor], j: int) -> Gradients:
         """The gradients of local step j. The memory is used again by the next call."""
@@ -92,26 +92,24 @@ class SampledGradients:
 
     def _residual_change(self, k: int, x: Inputs, new: list[Tensor]) -> Tensor:
         """δ(W̃) - δ(W) of part k."""
-        problem, rows, loss = self._problem, self._problem.rows, self._problem.loss
+        rows, loss = self._problem.rows, self._problem.loss
         a = rows.a[k :: self._parts]
-        own = self._dtype == a.dtype
-        if own:
-            weight, bias = problem.matrix(new[0]), new[1] if len(new) > 1 else problem.bias
-            moved = x.apply(weight, bias)
+        if self._dtype == a.dtype:
+            moved = x.apply(self._problem.matrix(new[0]), new[1] if len(new) > 1 else self._problem.bias)
+            if self._problem.quadratic:
+                return moved.sub_(a)
         else:
             moved = x.apply(self._displacement(new)).to(a.dtype)
             if len(new) > 1:
-                moved += x.times_ones(new[1] - problem.old[1]).to(a.dtype)
-            if problem.quadratic:
+                moved += x.times_ones(new[1] - self._problem.old[1]).to(a.dtype)
+            if self._problem.quadratic:
                 return moved
             moved += a
-        if problem.quadratic or type(loss) is MatchingLoss:
-            if k not in self._befores:
-                before = torch.empty_like(moved).copy_(a)  # in the same layout of memory
-                self._befores[k] = before if problem.quadratic else rows.transfer.apply_(before)
-            after = moved if problem.quadratic else rows.transfer.apply_(moved)
-            return after.sub_(self._befores[k])
-        t = problem.t[k :: self._parts]
+        if type(loss) is MatchingLoss:
+            if k not in self._ys:
+                self._ys[k] = rows.transfer.apply_(a.clone())
+            return rows.transfer.apply_(moved).sub_(self._ys[k])
+        t = self._problem.t[k :: self._parts]
         return loss.residual(moved, t, rows.transfer) - loss.residual(a, t, rows.transfer)
 
     def _by_gram(self, new: list[Tensor]) -> Gradients:
