@@ -142,7 +142,7 @@ def test_float16_momentum_stays_in_range(momentum, rows):
 
 
 def test_the_momentum_of_many_short_lived_steps_stays_in_range():
-    """0.01 to the power of 30 is no float32."""
+    """0.01 to the power of 200 is no float64."""
     ends = []
     for kind in (MomentumSteps, AsWritten):
         task = make_task(LOSSES["matching"], MirrorTarget(), None)

@@ -26,8 +26,8 @@ class MomentumSteps(FirstOrderSteps):
 
     Within a mini-batch v is fixed and m a sum of plain gradients, to which a matrix product can add the next one. On
     few rows of a linear layer, in the weights' dtype and without a regularizer, no gradient but the last is written to
-    memory then: a step reads and writes the weights' size 10 times where `RMSProp` needs 22, and such steps cost little
-    else beside their products.
+    memory then: a step reads and writes the weights' size 10 times where `RMSProp` needs 22, and that is much of what
+    such steps cost.
 
     The last gradient is that of few rows and of weights that have moved: v grows with the noise of the rows and with
     steps that are too long, if only for the next mini-batch. lr is on `RMSProp`'s scale, and wants to be about twice as
