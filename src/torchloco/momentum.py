@@ -75,7 +75,6 @@ class MomentumSteps(FirstOrderSteps):
             local_rows=local_rows,
             local_dtype=local_dtype,
             keep_state=keep_state,
-            lr_outside=True,
             **options,
         )
 
