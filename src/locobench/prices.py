@@ -19,9 +19,9 @@ from locobench.settings import counted_threads, machine, versions
 
 SIZES = frozenset({"width", "depth", "batch_size"})  # of what is trained: a row of prices has them all or, alone, none
 _DEAREST = 1e9  # times Adam's price, more than anyone has waited for
-_HEADINGS = (
-    *("ms/step", "time ÷ Adam", "GFLOP/s", "share of peak"),
-    *("state MB", "bytes ÷ Adam", "peak MB", "peak ÷ Adam"),
+_HEADINGS = (  # broken so that names keep their room on 80 columns
+    *("ms/\nstep", "time\n÷ Adam", "GFLOP/s", "share\nof peak"),
+    *("state\nMB", "bytes\n÷ Adam", "peak\nMB", "peak\n÷ Adam"),
 )
 
 
@@ -133,7 +133,7 @@ class Section:
 
 def table(sections: list[Section], title: str) -> Table:
     """For a rich console, cheapest first in each section."""
-    drawn = Table(title=title, box=SIMPLE_HEAD)
+    drawn = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=0)
     drawn.add_column("method", max_width=50)
     for heading in _HEADINGS:
         drawn.add_column(heading, justify="right")
@@ -149,9 +149,10 @@ def table(sections: list[Section], title: str) -> Table:
 def markdown(sections: list[Section], title: str) -> str:
     """The same for a page."""
     lines = [f"{title}."]
+    headings = [heading.replace("/\n", "/").replace("\n", " ") for heading in ("method", *_HEADINGS)]
     for section in sections:
         rows = [cells for cells, _ in _rows(section)]
-        lines += ["", f"{section.title}:", "", markdown_table(("method", *_HEADINGS), rows)]
+        lines += ["", f"{section.title}:", "", markdown_table(headings, rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -220,7 +220,7 @@ def test_runs_of_what_was_best_before_the_search_went_on_are_named(study: Path):
 
 
 def test_the_searches_that_are_kept_here():
-    study = load(RESULTS / "curves-search", RESULTS / "speed.json")
+    study = load(RESULTS / "curves-search", [RESULTS / "speed.json"])
     summary = summarize(study)
     assert summary.line("adam").trials == 6
     assert summary.line("locoprop-m").settings == "lr 1e-4"

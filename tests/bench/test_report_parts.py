@@ -122,7 +122,7 @@ def test_who_is_there_earlier_is_named(tmp_path: Path):
     ratios = {"adam": 1.0, "rmsprop": 1.0, "locoprop-m-fast": 2.0, "muon": 1.5}
     prices = [{"method": method, "time_ratio": ratio} for method, ratio in ratios.items()]
     (tmp_path / "speed.json").write_text(json.dumps({"prices": prices}))
-    study = load(RESULTS / "curves", tmp_path / "speed.json")
+    study = load(RESULTS / "curves", [tmp_path / "speed.json"])
     summary = summarize(study)
     muon, ours = summary.line("muon"), summary.best("LocoProp")
     assert muon.to_first_order < ours.to_first_order

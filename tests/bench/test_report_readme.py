@@ -1,5 +1,6 @@
 """README's block of results: written from the files alone, found again, and nothing else in the file is touched."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,17 @@ def test_a_readme_that_cannot_be_written_is_refused_before_the_report(
     assert "cannot read README.md" in refused("report", study, "--readme")
     Path("README.md").write_text(f"{readme_block.BEGIN}\n`locobench report 'a b --readme`\n{readme_block.END}\n")
     assert "cannot be read (No closing quotation): 'a b" in refused("report", "--readme")
-    for words in ("a --speed", "a --speed b c", "--speed b", "a --speed=b", "a --fast", "a --speed --readme"):
+    for words in (
+        "a --speed",
+        "a --speed b c",
+        "--speed b",
+        "a --speed=b",
+        "a --fast",
+        "a --speed --readme",
+        "a --speed b --speed",
+    ):
         Path("README.md").write_text(f"{readme_block.BEGIN}\n`locobench report {words} --readme`\n{readme_block.END}\n")
-        assert f"should name folders, and at most one file after --speed at its end: {words}" in refused(
+        assert f"should name folders, and after them --speed before each file of prices: {words}" in refused(
             "report", "--readme"
         )
     odd = study.rename(tmp_path / "a`b")
@@ -87,3 +96,28 @@ def test_names_that_would_end_or_hide_the_block(study: Path, tmp_path: Path, mon
     assert "`locobench report ./-x --readme`" in Path("README.md").read_text()
     assert "up to date" in shown("report", "--readme", "--check")
     assert Path("README.md").read_bytes().count(b"\r\n") == Path("README.md").read_bytes().count(b"\n")
+
+
+def test_prices_of_a_second_machine_have_a_column(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text(MARKED)
+    first = json.loads((study / "speed.json").read_text())
+    rows = [{**row, "time_ratio": 9 * row["time_ratio"], "time_spread": 0.25} for row in first["prices"]]
+    other = {**first, "machine": {"cpu": "Z80"}, "prices": [row for row in rows if row["method"] != "sgd"]}
+    (study / "other.json").write_text(json.dumps(other))
+    files = ["--speed", "study/speed.json", "--speed", "study/other.json"]
+    assert "should be of different machines" in refused("report", "study", *files[:2], *files[:2], "--readme")
+    shown("report", "study", *files, "--readme")
+    text = Path("README.md").read_text()
+    heads, ours, sgd = (
+        [cell.strip() for cell in next(line for line in text.splitlines() if line.startswith(start)).split("|")]
+        for start in ("| method |", "| LocoProp-M |", "| SGD |")
+    )
+    where = next(head for head in heads if head.startswith("on Z80"))
+    price = next(row["time_ratio"] for row in rows if row["method"] == "locoprop-m")
+    assert ours[heads.index(where)] == f"{price:.2f} ± 0.25"
+    assert ours[heads.index("step ÷ Adam")] == f"{price / 9:.2f}"
+    assert sgd[heads.index(where)] == "–"
+    assert "up to date" in shown("report", "--readme", "--check")
+    Path("README.md").write_text(text.replace("speed study/other.json", "speed study/speed.json"))
+    assert "should be of different machines" in refused("report", "--readme", "--check")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from commands import run
+from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -381,3 +382,18 @@ def test_a_price_with_only_some_of_the_sizes_is_named(tmp_path: Path):
     path.write_text(json.dumps({"prices": [{"method": "adam", "time_ratio": 1.0, "width": 1}]}))
     with pytest.raises(BenchError, match="adam has only some of batch_size, depth, width"):
         prices.read(path)
+
+
+def test_the_table_fits_eighty_columns():
+    names = ("locoprop-m-normalized", "schedule-free", "locoprop-s-exact")
+    listed = [
+        prices.Price(METHODS[name], [0.9514], [0.1], 22_700_000, 22_700_000, 100_000_000, 48_000_000, 10**9)
+        for name in names
+    ]
+    section = prices.Section(1, 1, 1000, listed, {"gflops": 1198.0})
+    with (console := Console(width=80)).capture() as drawn:
+        console.print(prices.table([section], "steps"))
+    text = drawn.get()
+    assert "…" not in text
+    assert all(f"\n{METHODS[name].label} " in text for name in names)
+    assert text.count("2.08") == len(names), "the last column is there"

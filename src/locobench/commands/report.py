@@ -20,10 +20,11 @@ def report(
         ),
     ] = None,
     speed: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Prices of `locobench speed`. Default: speed.json in DIR or next to it; else the runs' seconds.",
+            help="Prices of `locobench speed`. Default: speed.json in DIR or next to it; else the runs' seconds. Given "
+            "again, with prices of another machine: a column of its own.",
         ),
     ] = None,
     second_order: Annotated[
@@ -58,22 +59,22 @@ def report(
 
         if check and not readme:
             raise BenchError("--check goes with --readme")
-        chosen = folders or []
+        chosen, priced = folders or [], speed or []
         if readme and not chosen:
-            if speed is not None:
+            if priced:
                 raise BenchError("--speed needs a DIR; without one the block's own command is used")
-            chosen, speed = block.recorded(README)
+            chosen, priced = block.recorded(README)
         if not chosen:
             raise BenchError("name a folder: a study or one with run files, such as runs/curves-standard-tanh-6-seed0")
         if check:
-            if not block.is_current(README, chosen, speed):
+            if not block.is_current(README, chosen, priced):
                 raise BenchError(f"the results in {README} are out of date; `locobench report --readme` writes them")
             typer.echo(f"up to date: {README}")
             return
         if readme:
-            block.check(README, chosen, speed)
-        made = write_all(chosen, speed=speed, second_order=second_order)
-        if readme and block.rewrite(README, chosen, speed):
+            block.check(README, chosen, priced)
+        made = write_all(chosen, speed=priced, second_order=second_order)
+        if readme and block.rewrite(README, chosen, priced):
             made.append(README)
         _say(made)
 

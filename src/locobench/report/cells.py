@@ -39,6 +39,9 @@ class Cell:
     key: float | str | None
 
 
+_NONE = Cell(DASH, None)
+
+
 def columns(summary: Summary) -> list[Column]:
     """The columns of `row`."""
     rival = summary.best_first_order.label if summary.best_first_order else "the best first-order method"
@@ -47,11 +50,13 @@ def columns(summary: Summary) -> list[Column]:
         about = f"time to {rival}'s final train loss, {_BETWEEN}, divided by {rival}'s whole time"
         goals.append(Column(f"to {rival}'s loss", about))
     price = "by `locobench speed`" if summary.priced else "by the runs' own seconds, which other work may have blurred"
+    elsewhere = [Column(f"on {where}", "the same on another machine") for where in summary.elsewhere]
     return [
         Column("method", "", numeric=False),
         Column("train", "train loss after the last epoch, mean ± standard deviation over the seeds"),
         Column("test", "the same over the test images"),
         Column("step ÷ Adam", f"time of a step divided by that of Adam's, {price}; ± over the rounds"),
+        *elsewhere,
         Column("bytes ÷ Adam", "what the optimizer holds between steps, divided by Adam's"),
         *goals,
         Column("trials", "settings that were tried"),
@@ -75,11 +80,12 @@ def row(line: Line, summary: Summary) -> list[Cell]:
         _mean(line.train),
         _mean(line.test),
         _step(line, summary),
+        *[_priced(*line.elsewhere[where]) if where in line.elsewhere else _NONE for where in summary.elsewhere],
         _ratio(line.bytes_ratio),
         _reached(line.to_adam),
         *([] if _adam_leads(summary) else [_reached(line.to_first_order)]),
         _trials(line),
-        Cell(DASH, None) if line.second_best is None else Cell(number(line.second_best), line.second_best),
+        _NONE if line.second_best is None else Cell(number(line.second_best), line.second_best),
         _count(line.diverged),
         Cell(f"{line.status}, {seeds}", float(len(line.curve.epochs))),
         Cell(line.settings, line.settings),
@@ -88,7 +94,7 @@ def row(line: Line, summary: Summary) -> list[Cell]:
 
 def absent(label: str, reason: str, width: int) -> list[Cell]:
     """The cells of a method that did not run."""
-    return [Cell(label, label.lower()), *[Cell(DASH, None)] * (width - 2), Cell(reason, reason)]
+    return [Cell(label, label.lower()), *[_NONE] * (width - 2), Cell(reason, reason)]
 
 
 def markdown(summary: Summary, only: tuple[str, ...] = ()) -> str:
@@ -108,19 +114,23 @@ def markdown(summary: Summary, only: tuple[str, ...] = ()) -> str:
 
 
 def _mean(mean: Mean | None) -> Cell:
-    return Cell(DASH, None) if mean is None else Cell(mean.text, mean.value)
+    return _NONE if mean is None else Cell(mean.text, mean.value)
 
 
 def _ratio(ratio: float | None) -> Cell:
-    return Cell(DASH, None) if ratio is None else Cell(f"{ratio:.2f}", ratio)
+    return _NONE if ratio is None else Cell(f"{ratio:.2f}", ratio)
 
 
 def _step(line: Line, summary: Summary) -> Cell:
     """A star marks a ratio that is less certain than the others."""
     if line.step_ratio is None:
-        return Cell(DASH, None)
-    spread = "" if line.step_spread is None else f" ± {line.step_spread:.2f}"
-    return Cell(f"{line.step_ratio:.2f}{spread}{'*' if summary.priced and not line.measured else ''}", line.step_ratio)
+        return _NONE
+    star = "*" if summary.priced and not line.measured else ""
+    return _priced(line.step_ratio, line.step_spread, star)
+
+
+def _priced(ratio: float, spread: float | None, star: str = "") -> Cell:
+    return Cell(f"{ratio:.2f}{'' if spread is None else f' ± {spread:.2f}'}{star}", ratio)
 
 
 def _reached(ratio: float | None) -> Cell:
@@ -136,4 +146,4 @@ def _trials(line: Line) -> Cell:
 
 
 def _count(count: int | None) -> Cell:
-    return Cell(DASH, None) if count is None else Cell(f"{count}", float(count))
+    return _NONE if count is None else Cell(f"{count}", float(count))

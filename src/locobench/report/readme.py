@@ -19,8 +19,8 @@ _COMMAND = re.compile(r"`locobench report ([^`]*) --readme`")
 _PROVENANCE = "Runs of "
 
 
-def recorded(readme: Path) -> tuple[list[Path], Path | None]:
-    """Folders and file of prices of the command that the block names.
+def recorded(readme: Path) -> tuple[list[Path], list[Path]]:
+    """Folders and files of prices of the command that the block names.
 
     Raises:
         BenchError: There is no such block, or it names no command.
@@ -28,7 +28,7 @@ def recorded(readme: Path) -> tuple[list[Path], Path | None]:
     return _named(readme, _split(readme)[1])
 
 
-def _named(readme: Path, text: str) -> tuple[list[Path], Path | None]:
+def _named(readme: Path, text: str) -> tuple[list[Path], list[Path]]:
     found = _COMMAND.search(text)
     if found is None:
         raise BenchError(f"the block in {readme} names no folder yet; begin with `locobench report DIR --readme`")
@@ -36,16 +36,18 @@ def _named(readme: Path, text: str) -> tuple[list[Path], Path | None]:
         words = shlex.split(found[1])
     except ValueError as error:
         raise BenchError(f"the command in the block of {readme} cannot be read ({error}): {found[1]}") from None
-    *folders, option, speed = words if len(words) > 1 and "--speed" in words else [*words, "--speed", ""]
-    if option != "--speed" or not folders or any(word.startswith("-") for word in [*folders, speed]):
+    end = words.index("--speed") if "--speed" in words else len(words)
+    folders, options, speed = words[:end], words[end::2], words[end + 1 :: 2]
+    wrong = set(options) - {"--speed"} or len(options) != len(speed)
+    if wrong or not folders or any(word.startswith("-") for word in [*folders, *speed]):
         raise BenchError(
-            f"the command in the block of {readme} should name folders, and at most one file after --speed at its end: "
-            f"{found[1]}"
+            f"the command in the block of {readme} should name folders, and after them --speed before each file of "
+            f"prices: {found[1]}"
         )
-    return [Path(folder) for folder in folders], Path(speed) if speed else None
+    return [Path(folder) for folder in folders], [Path(file) for file in speed]
 
 
-def check(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> None:
+def check(readme: Path, folders: Sequence[Path], speed: Sequence[Path] = ()) -> None:
     """Refuse what `rewrite` cannot do, before anything is written.
 
     Raises:
@@ -55,11 +57,11 @@ def check(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> N
     if "`" in command_of(folders, speed):
         raise BenchError("a name with a backtick in it cannot stand in Markdown; rename the folder or the file")
     text = block(readme, folders, speed)
-    if _pieces(readme, before + text + after)[1] != text or _named(readme, text) != ([*folders], speed):
+    if _pieces(readme, before + text + after)[1] != text or _named(readme, text) != ([*folders], [*speed]):
         raise BenchError("the block would not be found again with these names in it; rename the folders or the file")
 
 
-def rewrite(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> bool:
+def rewrite(readme: Path, folders: Sequence[Path], speed: Sequence[Path] = ()) -> bool:
     """Put the block as the folders' files give it; returns whether anything changed."""
     before, old, after = _split(readme)
     new = block(readme, folders, speed)
@@ -71,19 +73,19 @@ def rewrite(readme: Path, folders: Sequence[Path], speed: Path | None = None) ->
     return True
 
 
-def is_current(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> bool:
+def is_current(readme: Path, folders: Sequence[Path], speed: Sequence[Path] = ()) -> bool:
     """Whether the block says what the files give. Date and commit may lag: a commit cannot name itself."""
     old = _split(readme)[1]
     return _comparable(old) == _comparable(block(readme, folders, speed))
 
 
-def block(readme: Path, folders: Sequence[Path], speed: Path | None = None) -> str:
+def block(readme: Path, folders: Sequence[Path], speed: Sequence[Path] = ()) -> str:
     """The block for these folders, without its two comments.
 
     Args:
         readme: It links the plots from where it lies.
         folders: One part each.
-        speed: A file of `locobench speed`.
+        speed: Files of `locobench speed`.
     """
     parts = [_part(readme, load(folder, speed)) for folder in folders]
     made = f"Written from the run files by `{command_of(folders, speed)} --readme`."

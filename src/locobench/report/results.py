@@ -27,6 +27,7 @@ class Results:
         from_search: Methods whose best settings were not run on fresh seeds: their run is the search's own.
         prices: Rows of `locobench speed` by method, empty where there is no such file.
         priced_on: On what these were measured.
+        elsewhere: The same rows from further files, by on what they were measured.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Results:
     from_search: frozenset[str] = frozenset()
     prices: dict[str, Row] = field(default_factory=dict)
     priced_on: str = ""
+    elsewhere: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     @property
     def config(self) -> Row:
@@ -67,12 +69,13 @@ class Results:
         return [run for runs in self.runs.values() for run in runs]
 
 
-def load(folder: Path, speed: Path | None = None) -> Results:
+def load(folder: Path, speed: Sequence[Path] = ()) -> Results:
     """Read a folder.
 
     Args:
         folder: A study, or a folder of run files as `locobench compare` writes them, or of such folders.
-        speed: A file of `locobench speed`; by default `speed.json` in the folder or next to it, where there is one.
+        speed: Files of `locobench speed`, of which the first gives the times and each other a column of its own; by
+            default `speed.json` in the folder or next to it, where there is one.
 
     Raises:
         BenchError: It holds no run, a file is damaged, or the results do not belong together.
@@ -80,12 +83,20 @@ def load(folder: Path, speed: Path | None = None) -> Results:
     if not folder.is_dir():
         raise BenchError(f"{folder} is not a folder")
     own = [path for path in (folder / "speed.json", folder.resolve().parent / "speed.json") if path.exists()]
-    file = speed if speed is not None else own[0] if own else None
     read_in = _study if (folder / "study.json").exists() or (folder / "trials.jsonl").exists() else _plain
-    if file is None:
+    contents = [prices.read(file) for file in speed or own[:1]]
+    if not contents:
         return read_in(folder)
-    content = prices.read(file)
-    return replace(read_in(folder), prices=prices.rows_of(content), priced_on=prices.measured_on(content))
+    places = [prices.measured_on(content) for content in contents]
+    if len(set(places)) < len(places):
+        raise BenchError(
+            f"prices from several files should be of different machines, got {' and '.join(map(str, speed))}, "
+            f"which are of {', '.join(dict.fromkeys(places))}; name one file of each machine"
+        )
+    lists = [prices.rows_of(content) for content in contents]
+    return replace(
+        read_in(folder), prices=lists[0], priced_on=places[0], elsewhere=dict(zip(places[1:], lists[1:], strict=True))
+    )
 
 
 def _plain(folder: Path) -> Results:

@@ -7,7 +7,7 @@ from locobench.methods import METHODS, Family, family, label
 from locobench.methods.method import written
 from locobench.report.means import Curve, Mean, clock, curve_of, median_step, time_ratio
 from locobench.report.results import Results
-from locobench.runfile import RunFile
+from locobench.runfile import Row, RunFile
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Line:
         curve: Its mean curve.
         step_ratio: A step's time ÷ Adam's.
         step_spread: Its standard deviation over the rounds of `locobench speed`, None where that is not known.
+        elsewhere: Ratio and spread by each further file of prices that has the method, by on what they were measured.
         measured: Whether the ratio is by `locobench speed`, not by the runs' own seconds.
         bytes_ratio: The optimizer's bytes ÷ Adam's.
         to_adam: Time to Adam's final loss ÷ Adam's time, infinite where it never gets there, None where not known.
@@ -45,6 +46,7 @@ class Line:
     curve: Curve
     step_ratio: float | None
     step_spread: float | None
+    elsewhere: dict[str, tuple[float, float | None]]
     measured: bool
     bytes_ratio: float | None
     to_adam: float | None
@@ -70,12 +72,14 @@ class Summary:
         absent: Methods of the search that could not run, by label, and what to install.
         best_first_order: Its line, None where there is no first-order method.
         priced: Whether prices come from `locobench speed`, not from the runs' own seconds.
+        elsewhere: On what the further files of prices were measured.
     """
 
     lines: list[Line]
     absent: dict[str, str]
     best_first_order: Line | None
     priced: bool
+    elsewhere: tuple[str, ...] = ()
 
     def line(self, method: str) -> Line | None:
         """Of a method, None where it took no part."""
@@ -113,6 +117,7 @@ def summarize(results: Results) -> Summary:
             curve=curves[method],
             step_ratio=ratios.get(method),
             step_spread=results.prices.get(method, {}).get("time_spread") if method != "adam" else None,
+            elsewhere={where: _price(rows[method]) for where, rows in results.elsewhere.items() if method in rows},
             measured=method in results.prices,
             bytes_ratio=results.prices.get(method, {}).get("bytes_ratio"),
             to_adam=time_ratio(curves, method, "adam"),
@@ -122,7 +127,11 @@ def summarize(results: Results) -> Summary:
     ]
     lines.sort(key=lambda line: (line.method not in sound, final.get(line.method, inf)))
     best = next((line for line in lines if line.method == first_order), None)
-    return Summary(lines, _absent(results), best, bool(results.prices))
+    return Summary(lines, _absent(results), best, bool(results.prices), tuple(results.elsewhere))
+
+
+def _price(row: Row) -> tuple[float, float | None]:
+    return row["time_ratio"], row.get("time_spread") if row["method"] != "adam" else None
 
 
 def _step_ratios(results: Results) -> dict[str, float]:

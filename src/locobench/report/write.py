@@ -41,7 +41,7 @@ def check() -> None:
         raise BenchError(f"the page needs a library that is not installed: {'; '.join(missing)}")
 
 
-def write_all(folders: Sequence[Path], *, speed: Path | None = None, second_order: Path | None = None) -> list[Path]:
+def write_all(folders: Sequence[Path], *, speed: Sequence[Path] = (), second_order: Path | None = None) -> list[Path]:
     """Write a report about each folder, once all of them are known to be readable; returns the files.
 
     Args:
@@ -51,12 +51,12 @@ def write_all(folders: Sequence[Path], *, speed: Path | None = None, second_orde
     return [file for draft in drafts for file in _put(draft).files]
 
 
-def write(folder: Path, *, speed: Path | None = None, second_order: Path | None = None) -> Written:
+def write(folder: Path, *, speed: Sequence[Path] = (), second_order: Path | None = None) -> Written:
     """Read a folder and write its report; each file is put in its place as a whole.
 
     Args:
         folder: A study, or a folder of run files.
-        speed: A file of `locobench speed`.
+        speed: Files of `locobench speed`; see `load`.
         second_order: A file of `locobench figure second-order`.
 
     Raises:
@@ -74,7 +74,7 @@ class _Draft:
     page: str
 
 
-def _draft(folder: Path, speed: Path | None, second_order: Path | None) -> _Draft:
+def _draft(folder: Path, speed: Sequence[Path], second_order: Path | None) -> _Draft:
     """All that is read and can be refused."""
     check()
     from locobench.report import page
@@ -101,9 +101,9 @@ def _put(draft: _Draft) -> Written:
         return Written(results, summary, draft.title, files)
 
 
-def command_of(folders: Sequence[Path], speed: Path | None = None, second_order: Path | None = None) -> str:
+def command_of(folders: Sequence[Path], speed: Sequence[Path] = (), second_order: Path | None = None) -> str:
     """What draws the report again."""
-    options = [("--speed", speed), ("--second-order", second_order)]
+    options = [*[("--speed", file) for file in speed], ("--second-order", second_order)]
     parts = [part for name, path in options if path is not None for part in (name, _word(path))]
     return shlex.join(["locobench", "report", *map(_word, folders), *parts])
 
