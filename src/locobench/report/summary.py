@@ -131,7 +131,7 @@ def summarize(results: Results) -> Summary:
 
 
 def _price(row: Row) -> tuple[float, float | None]:
-    return row["time_ratio"], row.get("time_spread") if row["method"] != "adam" else None
+    return (1.0, None) if row["method"] == "adam" else (row["time_ratio"], row.get("time_spread"))
 
 
 def _step_ratios(results: Results) -> dict[str, float]:
