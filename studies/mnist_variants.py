@@ -1,4 +1,5 @@
-"""Variants of the local steps on MNIST: rows, number of steps, rates. Prints the train loss after some epochs.
+"""Variants of the local steps on MNIST: rows, number of steps, rates. Prints the train loss after some epochs, and the
+test loss after the last.
 
     LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
@@ -16,10 +17,11 @@ from locobench import data, problems
 from locobench.schedules import linear_decay
 from torchloco import FirstOrderSteps, LocoProp, MomentumSteps, NormalizedTarget
 
-SHOWN = (3, 5, 10, 15, 20, 50, 100)
+SHOWN = (3, 5, 10, 15, 20, *range(30, 101, 10))
 torch.set_flush_denormal(True)
 torch.set_num_threads(1)
-images = data.load("mnist").train
+mnist = data.load("mnist")
+images = mnist.train
 
 
 def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
@@ -46,7 +48,8 @@ def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
         if epoch in SHOWN:
             with torch.no_grad():
                 print(f"  {epoch}: {problems.mean_loss(model, images):.2f}", end="", flush=True)
-    print()
+    with torch.no_grad():
+        print(f"  test: {problems.mean_loss(model, mnist.test):.2f}")
 
 
 for spec in sys.argv[3:]:
