@@ -4,7 +4,7 @@ test loss after the last.
     LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
 trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread. gamma=0.02 makes the targets
-normalized, once=1 takes MomentumSteps, whose metric is renewed once per mini-batch.
+normalized, with follow=0 at a constant distance, once=1 takes MomentumSteps, whose metric is renewed once per mini-batch.
 """
 
 import sys
@@ -32,7 +32,8 @@ def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
         options["local_rows"] = int(options["local_rows"])
     target: dict[str, Any] = {}
     if "gamma" in options:
-        target = {"activation_lr": options.pop("gamma"), "target": NormalizedTarget(follow_lr=True)}
+        follow = bool(options.pop("follow", 1))
+        target = {"activation_lr": options.pop("gamma"), "target": NormalizedTarget(follow_lr=follow)}
     solver = (MomentumSteps if options.pop("once", 0) else FirstOrderSteps)(**options)
     model = problems.build("standard", "tanh", 784, seed)
     optimizer = LocoProp(model, lr, local_steps=steps, output="sigmoid", solver=solver, **target)
