@@ -4,7 +4,8 @@ test loss after the last.
     LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
 trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread. gamma=0.02 makes the targets
-normalized, with follow=0 at a constant distance, once=1 takes MomentumSteps, whose metric is renewed once per mini-batch.
+normalized, with follow=0 at a constant distance; once=1 takes MomentumSteps, whose metric is renewed once per
+mini-batch.
 """
 
 import sys
