@@ -50,7 +50,7 @@ def columns(summary: Summary) -> list[Column]:
         about = f"time to {rival}'s final train loss, {_BETWEEN}, divided by {rival}'s whole time"
         goals.append(Column(f"to {rival}'s loss", about))
     price = "by `locobench speed`" if summary.priced else "by the runs' own seconds, which other work may have blurred"
-    elsewhere = [Column(f"on {where}", "the same on another machine") for where in summary.elsewhere]
+    elsewhere = [Column(f"step ÷ Adam on {where}", "the same on another machine") for where in summary.elsewhere]
     return [
         Column("method", "", numeric=False),
         Column("train", "train loss after the last epoch, mean ± standard deviation over the seeds"),
