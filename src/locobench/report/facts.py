@@ -76,9 +76,8 @@ def caveats(results: Results, summary: Summary) -> list[tuple[str, str]]:
     found = []
     if any(line.seeds > 1 for line in summary.lines):
         luck = "; how lucky the search was, it does not say: see the second best trial" if results.trials else ""
-        found.append(
-            ("spread", f"± is the standard deviation over the seeds of one setting, of prices over the rounds{luck}")
-        )
+        rounds = ", of prices over the rounds" if any(line.step_spread is not None for line in summary.lines) else ""
+        found.append(("spread", f"± is the standard deviation over the seeds of one setting{rounds}{luck}"))
     differing = [key for key in _ELSEWHERE if len({json.dumps(run.config.get(key)) for run in results.all_runs}) > 1]
     if differing:
         found.append(("not alike", f"the runs differ in {', '.join(differing).replace('_', ' ')}: compare with care"))
