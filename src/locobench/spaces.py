@@ -17,7 +17,7 @@ else:
 Scale = Literal["log", "complement"]
 Side = Literal["lower", "upper"]
 
-EDGE = 0.05  # share of a range, at each end, within which a best value counts as on the edge
+EDGE = 0.1  # share of a range, at each end, within which a best value counts as on the edge
 WIDENING = 0.5  # share of a range by which it grows at an edge
 _DIGITS = 3  # of the values that are tried: as many as a user would type
 
