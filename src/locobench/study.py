@@ -143,31 +143,37 @@ def open_study(
         workers: Processes that will share the machine.
         check: May refuse a new study, before it is written down.
     """
-    prepare_folder(folder)
-    (folder / ".locks").mkdir(exist_ok=True)
     given = {key: value for key, value in wanted.items() if value is not None}
     presets = {} if tier is None else TIERS[tier]
+    is_new = not (folder / "study.json").exists()
+    if is_new:
+        new = _planned(folder, {**_DEFAULTS, **TIERS[tier or "short"], **given}, workers)
+    prepare_folder(folder)
+    if is_new and check is not None:
+        check(new)  # may download, so not for a folder that cannot be written to
+    (folder / ".locks").mkdir(exist_ok=True)
     with brief_lock(folder, "study"):
-        if (folder / "study.json").exists():
-            study = load(folder)
-            _refuse_differences(study, {**presets, **given})
-            use_device(study.content["device"], study.content["threads"])
-            return _note_circumstances(study)
-        if (folder / "study.db").exists():
-            raise BenchError(f"{folder} has a study.db and no study.json; restore that, or choose another --out")
-        content = {**_DEFAULTS, **TIERS[tier or "short"], **given}
-        if content["threads"] is None:
-            content["threads"] = max(1, default_threads() // workers)
-        at_least(1, trials=content["trials"])
-        at_most(description.MOST_TRIALS, trials=content["trials"])
-        content |= {"sampler": proposals.SAMPLER, "pruner": proposals.PRUNER, "protocol": PROTOCOL}
-        study = Study(folder, content)
-        study.settings("sgd", {"lr": 1.0})  # checks its numbers
-        use_device(content["device"], content["threads"])
-        if check is not None:
-            check(study)
-        content |= {**_circumstances(content["device"]), "date": today(), "spaces": {}, "widened": {}}
-        return _save(folder, content)
+        if is_new and not (folder / "study.json").exists():
+            circumstances = _circumstances(new.content["device"])
+            return _save(folder, {**new.content, **circumstances, "date": today(), "spaces": {}, "widened": {}})
+        study = load(folder)
+        _refuse_differences(study, {**presets, **given})
+        use_device(study.content["device"], study.content["threads"])
+        return _note_circumstances(study)
+
+
+def _planned(folder: Path, content: dict[str, Any], workers: int) -> Study:
+    """A new study, whose numbers are sound; it is not written down yet."""
+    if (folder / "study.db").exists():
+        raise BenchError(f"{folder} has a study.db and no study.json; restore that, or choose another --out")
+    if content["threads"] is None:
+        content["threads"] = max(1, default_threads() // workers)
+    at_least(1, trials=content["trials"])
+    at_most(description.MOST_TRIALS, trials=content["trials"])
+    study = Study(folder, content | {"sampler": proposals.SAMPLER, "pruner": proposals.PRUNER, "protocol": PROTOCOL})
+    study.settings("sgd", {"lr": 1.0})  # checks its numbers
+    use_device(content["device"], content["threads"])
+    return study
 
 
 def load(folder: Path) -> Study:

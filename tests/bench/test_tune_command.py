@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_said_at_once(tmp_path: Path, arguments: list[obj
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out" / "study.json").exists()
+    assert not (tmp_path / "out").exists(), "nothing is left behind"
 
 
 OTHER = {"lr": [1, 2], "x": [1, 2]}  # a space with one name more
