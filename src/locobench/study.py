@@ -145,15 +145,15 @@ def open_study(
     """
     given = {key: value for key, value in wanted.items() if value is not None}
     presets = {} if tier is None else TIERS[tier]
-    is_new = not (folder / "study.json").exists()
-    if is_new:
+    new = None
+    if not (folder / "study.json").exists():
         new = _planned(folder, {**_DEFAULTS, **TIERS[tier or "short"], **given}, workers)
     prepare_folder(folder)
-    if is_new and check is not None:
+    if new is not None and check is not None:
         check(new)  # may download, so not for a folder that cannot be written to
     (folder / ".locks").mkdir(exist_ok=True)
     with brief_lock(folder, "study"):
-        if is_new and not (folder / "study.json").exists():
+        if new is not None and not (folder / "study.json").exists():
             circumstances = _circumstances(new.content["device"])
             return _save(folder, {**new.content, **circumstances, "date": today(), "spaces": {}, "widened": {}})
         study = load(folder)
