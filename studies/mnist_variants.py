@@ -4,8 +4,8 @@ test loss after the last.
     LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
 trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread. gamma=0.02 makes the targets
-normalized, with follow=0 at a constant distance; once=1 takes MomentumSteps, whose metric is renewed once per
-mini-batch.
+normalized, at a distance that goes with the lr's factor to the power of follow, 1 unless given: 0 keeps it constant.
+once=1 takes MomentumSteps, whose metric is renewed once per mini-batch.
 """
 
 import sys
@@ -16,13 +16,25 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from locobench import data, problems
 from locobench.schedules import linear_decay
-from torchloco import FirstOrderSteps, LocoProp, MomentumSteps, NormalizedTarget
+from torchloco import FirstOrderSteps, LayerRows, LocoProp, MomentumSteps, NormalizedTarget
 
 SHOWN = (3, 5, 10, 15, 20, *range(30, 101, 10))
 torch.set_flush_denormal(True)
 torch.set_num_threads(1)
 mnist = data.load("mnist")
 images = mnist.train
+
+
+class Following(NormalizedTarget):
+    """Normalized targets whose distance goes with a power of the lr's factor."""
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+
+    def scale(self, rows: LayerRows) -> float:
+        """γ / rms(G), times that power."""
+        return float(rows.lr_factor**self.power) * super().scale(rows)
 
 
 def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
@@ -33,8 +45,7 @@ def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
         options["local_rows"] = int(options["local_rows"])
     target: dict[str, Any] = {}
     if "gamma" in options:
-        follow = bool(options.pop("follow", 1))
-        target = {"activation_lr": options.pop("gamma"), "target": NormalizedTarget(follow_lr=follow)}
+        target = {"activation_lr": options.pop("gamma"), "target": Following(options.pop("follow", 1.0))}
     solver = (MomentumSteps if options.pop("once", 0) else FirstOrderSteps)(**options)
     model = problems.build("standard", "tanh", 784, seed)
     optimizer = LocoProp(model, lr, local_steps=steps, output="sigmoid", solver=solver, **target)
