@@ -4,8 +4,9 @@ test loss after the last.
     LOCOBENCH_DATA=... python studies/mnist_variants.py EPOCHS OF lr=4e-5,local_rows=48 lr=4e-5,local_rows=64
 
 trains each variant for EPOCHS epochs of a schedule of OF epochs, one seed, one thread. gamma=0.02 makes the targets
-normalized, at a distance that goes with the lr's factor to the power of follow, 1 unless given: 0 keeps it constant.
-once=1 takes MomentumSteps, whose metric is renewed once per mini-batch.
+normalized, at a distance that goes with the lr's factor to the power of follow, 1 unless given (0 keeps it constant),
+and to one power more where that has decayed below bend. once=1 takes MomentumSteps, whose metric is renewed once per
+mini-batch.
 """
 
 import sys
@@ -26,15 +27,19 @@ images = mnist.train
 
 
 class Following(NormalizedTarget):
-    """Normalized targets whose distance goes with a power of the lr's factor."""
+    """Normalized targets whose distance goes with a power of the factor of lr, one higher once that is below a bend."""
 
-    def __init__(self, power: float) -> None:
+    def __init__(self, power: float, bend: float) -> None:
         super().__init__()
-        self.power = power
+        self.power, self.bend = power, bend
+        self.seen = [0.0]  # the highest factor; the copy that the optimizer makes shares it
 
     def scale(self, rows: LayerRows) -> float:
         """γ / rms(G), times that power."""
-        return float(rows.lr_factor**self.power) * super().scale(rows)
+        factor = rows.lr_factor
+        self.seen[0] = max(self.seen[0], factor)
+        decayed = factor / self.bend if self.seen[0] == 1 and factor < self.bend else 1.0
+        return float(decayed * factor**self.power) * super().scale(rows)
 
 
 def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
@@ -45,7 +50,8 @@ def run(variant: str, epochs: int, of: int, seed: int = 0) -> None:
         options["local_rows"] = int(options["local_rows"])
     target: dict[str, Any] = {}
     if "gamma" in options:
-        target = {"activation_lr": options.pop("gamma"), "target": Following(options.pop("follow", 1.0))}
+        following = Following(options.pop("follow", 1.0), options.pop("bend", 0.0))
+        target = {"activation_lr": options.pop("gamma"), "target": following}
     solver = (MomentumSteps if options.pop("once", 0) else FirstOrderSteps)(**options)
     model = problems.build("standard", "tanh", 784, seed)
     optimizer = LocoProp(model, lr, local_steps=steps, output="sigmoid", solver=solver, **target)
