@@ -200,6 +200,25 @@ def test_methods_that_had_more_trials_and_best_settings_on_an_edge_are_named(stu
     assert "search" not in caveats
 
 
+def test_only_methods_with_an_unusual_number_of_trials_are_named_where_there_are_many(study: Path):
+    counts = {"rmsprop": 4, "adam": 2, "locoprop-m": 2, "sgd": 2}
+    row = json.loads((study / "trials.jsonl").read_text().splitlines()[0])
+    rows = [
+        {**row, "method": method, "trial": number, "file": f"trials/{method}/{number:04d}.jsonl"}
+        for method, count in counts.items()
+        for number in range(count)
+    ]
+    (study / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    info = json.loads((study / "study.json").read_text())
+    space = {"lr": [1e-6, 1e3]}
+    widened = {"rmsprop": [{"space": space, "new": space}]}
+    (study / "study.json").write_text(
+        json.dumps({**info, "trials": 2, "spaces": dict.fromkeys(counts, space), "widened": widened})
+    )
+    loaded = load(study)
+    assert dict(facts.caveats(loaded, summarize(loaded)))["trials"].endswith(": 4: RMSProp; 2: the others")
+
+
 def test_a_finished_search_has_nothing_to_say_about_trials(study: Path):
     info = json.loads((study / "study.json").read_text())
     spaces = {method: info["spaces"][method] for method in ("adam", "sgd")}
