@@ -1,5 +1,6 @@
 """The main job: the same autoencoder trained by each of several methods, with live progress."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import monotonic
@@ -17,7 +18,7 @@ from rich.progress import (
 
 from locobench import data
 from locobench.errors import BenchError
-from locobench.methods import METHODS, find
+from locobench.methods import METHODS, Method, find
 from locobench.runfile import Row, RunFile, locked, prepare_folder, read, run_files
 from locobench.runs import carry_out, open_run
 from locobench.settings import Settings, use_device
@@ -38,11 +39,20 @@ def compare(all_settings: list[Settings], folder: Path, console: Console) -> lis
     use_device(first.device, first.threads)
     for settings in all_settings:
         find(settings.method).check(settings.lr, settings.params)
+    if first.device == "cpu":
+        caution([find(settings.method) for settings in all_settings], console)
     for path in run_files(folder):
         read(path)  # the table at the end is of all that is there
     prepare_folder(folder)
     with locked(folder):
         return _carry_out_all(all_settings, folder, console)
+
+
+def caution(methods: Iterable[Method], console: Console) -> None:
+    """Say what there is to know of methods before they run on this machine's processor."""
+    for method in methods:
+        if method.caution is not None:
+            console.print(f"{method.label}: {method.caution}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _carry_out_all(all_settings: list[Settings], folder: Path, console: Console) -> list[RunFile]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from locobench import data, tune_table
 from locobench import study as studies
+from locobench.compare import caution
 from locobench.data import Images
 from locobench.errors import BenchError
 from locobench.ledger import Ledger
@@ -45,6 +46,8 @@ def tune(
     use_device(study.content["device"], study.content["threads"])
     images = load_images(study)
     study = study.with_methods([method.name for method in methods])
+    if study.content["device"] == "cpu":
+        caution(methods, console)
     check(study, methods)  # here, so that several workers need not all say the same
     with Display(study, methods, absent, console) as display:
         if workers == 1:

@@ -13,7 +13,7 @@ import pytest
 from commands import refused, run
 from reports import change_rows, shown
 
-from locobench import __version__, choices, compare, curves, data
+from locobench import __version__, choices, compare, curves, data, problems
 from locobench.choices import MAIN_METHODS, MORE_METHODS
 from locobench.cli import app
 from locobench.libraries import Library
@@ -31,7 +31,9 @@ def wide_terminal_and_quick_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curves, "TEST_IMAGES", 100)
 
 
-def test_compares_all_methods_and_shows_them_again(tmp_path: Path):
+def test_compares_all_methods_and_shows_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Nothing here depends on the widths, and where bfloat16 is slow Muon takes minutes at full width.
+    monkeypatch.setattr(problems, "_ENCODER", ([100], [50], [25, 10]))
     out = tmp_path / "results"
     result = run(*TINY, "--methods", "all", "--out", out)
     assert result.exit_code == 0, result.output
@@ -61,6 +63,19 @@ def test_compares_all_methods_and_shows_them_again(tmp_path: Path):
     assert (out / "table.md").read_text() == table
     assert (out / "seconds.png").exists()
     assert before == {path: path.read_bytes() for path in out.glob("*.jsonl")}
+
+
+def test_a_caution_is_said_before_the_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(METHODS, "sgd", replace(METHODS["sgd"], caution="slow [here]"))
+    result = run(*TINY, "--methods", "adam,sgd", "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("SGD: slow [here]\n")
+    assert result.stdout.count("slow") == 1
+    result = run(
+        "tune", "--tier", "smoke", "--trials", "1", "--epochs", "1", "--methods", "sgd", "--out", tmp_path / "study"
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("SGD: slow [here]") == 1
 
 
 def test_a_diverged_method_does_not_stop_the_others(tmp_path: Path):

@@ -35,6 +35,7 @@ class Method:
         schedule: Of its learning rate.
         library: What it needs besides torch and torchloco.
         note: Its other settings, in words.
+        caution: What to know before it runs on this machine's processor, None where there is nothing.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Method:
     period: int = 1
     schedule: Schedule = linear_decay
     library: Library | None = None
+    caution: str | None = None
 
     @property
     def missing(self) -> str | None:

@@ -41,6 +41,9 @@ def _shampoo(model: nn.Module, lr: float, beta1: float = 0.9, beta2: float = 0.9
     return made
 
 
+# Of x86 processors those with AVX-512 multiply in bfloat16 at a useful speed, the others element by element.
+_SLOW_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+
 SECOND_ORDER_METHODS = [
     Method(
         "muon",
@@ -48,8 +51,12 @@ SECOND_ORDER_METHODS = [
         _muon,
         lr=2e-2,
         searched={"curves": 0.3},
-        cost=1.6,
+        cost=80.0 if _SLOW_BFLOAT16 else 1.6,
         note="torch's, for the weights; momentum 0.95, weight decay 0.1; AdamW with lr 1e-3 for the biases",
+        caution="multiplies in bfloat16, which this processor does in software: a step of the standard autoencoder "
+        "takes it some 20 s; --methods without muon leaves it out"
+        if _SLOW_BFLOAT16
+        else None,
     ),
     Method(
         "soap",

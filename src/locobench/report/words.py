@@ -96,7 +96,9 @@ def search_caveats(results: Results) -> list[tuple[str, str]]:
         for method, count in counts.items():
             groups.setdefault(count, []).append(label(method))
         most = max(groups.values(), key=len)
-        named = {count: "the others" if own is most and len(own) > 2 else ", ".join(own) for count, own in groups.items()}
+        named = {
+            count: "the others" if own is most and len(own) > 2 else ", ".join(own) for count, own in groups.items()
+        }
         each = "; ".join(f"{count}: {named[count]}" for count in sorted(groups, reverse=True))
         found.append(("trials", f"the methods have not had equal numbers of trials: {each}"))
     edges = [text for method in counts if method not in lacking for text in _edges(results, method)]
