@@ -48,11 +48,12 @@ def compare(all_settings: list[Settings], folder: Path, console: Console) -> lis
         return _carry_out_all(all_settings, folder, console)
 
 
-def caution(methods: Iterable[Method], console: Console) -> None:
-    """Say what there is to know of methods before they run on this machine's processor."""
+def caution(methods: Iterable[Method], console: Console, *decided: str) -> None:
+    """Say what to know of methods before they run on this machine's processor, and what was decided on them."""
     for method in methods:
         if method.caution is not None:
-            console.print(f"{method.label}: {method.caution}", style="yellow", markup=False, soft_wrap=True)
+            line = ", ".join([method.caution, *decided])
+            console.print(f"{method.label}: {line}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _carry_out_all(all_settings: list[Settings], folder: Path, console: Console) -> list[RunFile]:

@@ -78,6 +78,15 @@ def test_a_caution_is_said_before_the_method_runs(tmp_path: Path, monkeypatch: p
     assert result.stdout.count("SGD: slow [here]") == 1
 
 
+def test_what_is_slow_here_runs_only_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in MAIN_METHODS:
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], caution=None if name == "adam" else "slow"))
+    result = run(*TINY, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"{METHODS['sgd'].label}: slow, left out\n" in result.stdout
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["adam.jsonl"]
+
+
 def test_a_diverged_method_does_not_stop_the_others(tmp_path: Path):
     result = run(*TINY, "--methods", "sgd,adam", "--lr", "sgd=1e38", "--out", tmp_path)
     assert result.exit_code == 0, result.output

@@ -108,7 +108,11 @@ def compare(
         from locobench.settings import Settings, at_least, default_threads
 
         at_least(1, epochs=epochs)
+        console = Console()
         chosen = find_all(methods)
+        if "methods" not in given and device == "cpu":  # what nobody asked for is not to take hours
+            job.caution(chosen, console, "left out")
+            chosen = [method for method in chosen if method.caution is None]
         lrs = job.parse_lrs(lr or [])
         params = job.parse_params(set_ or [])
         for option, named in (("--lr", list(lrs)), ("--set", list(params))):
@@ -138,7 +142,7 @@ def compare(
             for method in chosen
             if method not in absent
         ]
-        job.compare(all_settings, folder, Console())
+        job.compare(all_settings, folder, console)
         draw(folder, absent=absent)
 
 

@@ -54,7 +54,7 @@ SECOND_ORDER_METHODS = [
         cost=80.0 if _SLOW_BFLOAT16 else 1.6,
         note="torch's, for the weights; momentum 0.95, weight decay 0.1; AdamW with lr 1e-3 for the biases",
         caution="multiplies in bfloat16, which this processor does in software: a step of the standard autoencoder "
-        "takes it some 20 s; --methods without muon leaves it out"
+        "takes it some 20 s"
         if _SLOW_BFLOAT16
         else None,
     ),
