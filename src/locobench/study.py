@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,16 @@ def open_study(
     new = None
     if not (folder / "study.json").exists():
         new = _planned(folder, {**_DEFAULTS, **TIERS[tier or "short"], **given}, workers)
+    made = not folder.exists()
     prepare_folder(folder)
     if new is not None and check is not None:
-        check(new)  # may download, so not for a folder that cannot be written to
+        try:
+            check(new)  # may download, so not for a folder that cannot be written to
+        except BenchError:
+            if made:
+                with suppress(OSError):  # another process may have put something there
+                    folder.rmdir()
+            raise
     (folder / ".locks").mkdir(exist_ok=True)
     with brief_lock(folder, "study"):
         if new is not None and not (folder / "study.json").exists():

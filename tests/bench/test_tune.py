@@ -166,6 +166,10 @@ def test_a_new_study_that_is_refused_leaves_no_description(tmp_path: Path, monke
     monkeypatch.setattr(data, "load", lambda _: some_images())
     with pytest.raises(BenchError, match="--batch-size 51 is more than the 50"):
         open_study(tmp_path, {**TINY, "batch_size": 51}, None, check=tune.load_images)
+    assert tmp_path.exists(), "it was there before"
+    with pytest.raises(BenchError, match="--batch-size 51"):
+        open_study(tmp_path / "new", {**TINY, "batch_size": 51}, None, check=tune.load_images)
+    assert not (tmp_path / "new").exists()
     assert open_study(tmp_path, TINY, None, check=tune.load_images).content["batch_size"] == 25
 
 
