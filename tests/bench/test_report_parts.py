@@ -111,10 +111,24 @@ def test_a_difference_within_the_spread_is_no_win(study: Path, own: Mean, other:
 
     ours, rival = put(whole.line("locoprop-m"), own), put(whole.line("adam"), other)
     text = headline(loaded, replace(whole, lines=[ours, rival], best_first_order=rival))[0]
-    assert (
-        f"LocoProp-M is at a train loss of {own.text}, {said} the best first-order method, Adam, at {other.text}"
-        in text
-    )
+    rest = f"{said} the only first-order method that ran, Adam, at {other.text}"
+    assert f"LocoProp-M is at a train loss of {own.text}, {rest}" in text
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([], "the only first-order method that ran"),
+        (["sgd"], "the better of two first-order methods"),
+        (["sgd", "rmsprop"], "the best of 3 first-order methods"),
+    ],
+)
+def test_among_how_many_the_best_is(study: Path, others: list[str], said: str):
+    loaded = load(study)
+    whole = summarize(loaded)
+    ours, rival = whole.line("locoprop-m"), whole.line("adam")
+    lines = [ours, rival, *(replace(rival, method=method) for method in others)]
+    assert f" {said}, Adam, at " in headline(loaded, replace(whole, lines=lines, best_first_order=rival))[0]
 
 
 def test_who_is_there_earlier_is_named(tmp_path: Path):

@@ -1,10 +1,11 @@
 """What the numbers say in sentences: the headline, and what to mind about the search."""
 
 from collections import Counter
+from collections.abc import Sequence
 from math import hypot, inf
 
 from locobench import spaces
-from locobench.methods import label
+from locobench.methods import Family, family, label
 from locobench.methods.method import written
 from locobench.report.means import Mean
 from locobench.report.results import Results
@@ -24,15 +25,18 @@ def headline(results: Results, summary: Summary) -> list[str]:
     data, epochs = results.config["data"].upper(), _epochs(first)
     sentence = f"After {epochs} on {data}, {first.label} is at a train loss of {first.train.text}"
     if rival and rival is not first and rival.train:
-        sentence += f", {_compared(first.train, rival.train)} the best first-order method, {rival.label}, at "
+        named = _best_of(shown, "first-order", "first-order method")
+        sentence += f", {_compared(first.train, rival.train)} {named}, {rival.label}, at "
         sentence += rival.train.text
         if len(rival.curve.epochs) != len(first.curve.epochs):
             sentence += f" after {_epochs(rival)}"
     sentences = [f"{sentence}."]
     second = summary.best("second-order and matrix")
     if second and second is not first and second.train:
-        about = f"{_compared(first.train, second.train)} the best second-order or matrix method, {second.label}"
-        sentences.append(f"It is {about}, at {second.train.text}.")
+        named = _best_of(shown, "second-order and matrix", "second-order or matrix method")
+        sentences.append(
+            f"It is {_compared(first.train, second.train)} {named}, {second.label}, at {second.train.text}."
+        )
     sentences += _times(first, summary)
     if any(line.status != shown[0].status for line in shown):
         sentences.append("Not all runs are of the same length or finished.")
@@ -42,6 +46,14 @@ def headline(results: Results, summary: Summary) -> list[str]:
     if max(line.seeds for line in shown) == 1:
         sentences.append("One seed each: how far results scatter is not known.")
     return sentences
+
+
+def _best_of(shown: Sequence[Line], kind: Family, named: str) -> str:
+    """Among how many the best is."""
+    count = sum(family(line.method) == kind for line in shown)
+    if count == 1:
+        return f"the only {named} that ran"
+    return f"the better of two {named}s" if count == 2 else f"the best of {count} {named}s"
 
 
 def _epochs(line: Line) -> str:
