@@ -8,7 +8,7 @@ from torch.nn import functional
 from locobench import data
 
 print("nats per image, train images")
-for name in ("curves", "mnist"):
+for name in ("curves", "mnist", "usps"):
     images = data.load(name).train
     mean = images.double().mean(0).expand(len(images), -1)
     loss = functional.binary_cross_entropy(mean, images.double(), reduction="sum") / len(images)
