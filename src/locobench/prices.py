@@ -15,7 +15,7 @@ from locobench.errors import BenchError
 from locobench.markdown import markdown_table
 from locobench.methods import Method, family
 from locobench.runfile import is_count, is_number, write_atomically
-from locobench.settings import counted_threads, machine, versions
+from locobench.settings import counted_threads, machine, machine_name, versions
 
 SIZES = frozenset({"width", "depth", "batch_size"})  # of what is trained: a row of prices has them all or, alone, none
 _DEAREST = 1e9  # times Adam's price, more than anyone has waited for
@@ -250,9 +250,7 @@ def rows_of(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def measured_on(content: dict[str, Any]) -> str:
     """On what they were measured, in words."""
-    about = content.get("machine", {})
-    name = about.get("gpu") or about.get("cpu") or "unknown machine"
-    rounds = content.get("rounds", "?")
+    name, rounds = machine_name(content.get("machine", {})), content.get("rounds", "?")
     return f"{name}, {counted_threads(content.get('threads', '?'))}, {rounds} round{'' if rounds == 1 else 's'}"
 
 

@@ -140,11 +140,24 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Of the hardware that decides the times."""
-    about = {"cpu": _cpu_name(), "cpus": os.cpu_count(), "system": platform.system()}
+    """Of the hardware that decides the times; its vector instructions are the ones that torch uses."""
+    about = {
+        "cpu": _cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # processors of one name may differ in them
+        "cpus": os.cpu_count(),
+        "system": platform.system(),
+    }
     if torch.device(device).type == "cuda":
         about["gpu"] = torch.cuda.get_device_name(device)
     return about
+
+
+def machine_name(about: Mapping[str, Any]) -> str:
+    """What `machine` found, in words: "AMD EPYC (AVX2)"; files of before instructions were noted do without."""
+    if about.get("gpu"):
+        return str(about["gpu"])
+    instructions = about.get("instructions")
+    return f"{about.get('cpu') or 'unknown machine'}{f' ({instructions})' if instructions else ''}"
 
 
 def _cpu_name() -> str:

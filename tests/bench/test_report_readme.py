@@ -103,7 +103,8 @@ def test_prices_of_a_second_machine_have_a_column(study: Path, tmp_path: Path, m
     Path("README.md").write_text(MARKED)
     first = json.loads((study / "speed.json").read_text())
     rows = [{**row, "time_ratio": 9 * row["time_ratio"], "time_spread": 0.25} for row in first["prices"]]
-    other = {**first, "machine": {"cpu": "Z80"}, "prices": [row for row in rows if row["method"] != "sgd"]}
+    machine = {"cpu": "Z80", "instructions": "LDIR"}
+    other = {**first, "machine": machine, "prices": [row for row in rows if row["method"] != "sgd"]}
     (study / "other.json").write_text(json.dumps(other))
     files = ["--speed", "study/speed.json", "--speed", "study/other.json"]
     assert "should be of different machines" in refused("report", "study", *files[:2], *files[:2], "--readme")
@@ -113,7 +114,7 @@ def test_prices_of_a_second_machine_have_a_column(study: Path, tmp_path: Path, m
         [cell.strip() for cell in next(line for line in text.splitlines() if line.startswith(start)).split("|")]
         for start in ("| method |", "| LocoProp-M |", "| SGD |", "| Adam |")
     )
-    where = next(head for head in heads if head.startswith("step ÷ Adam on Z80"))
+    where = next(head for head in heads if head.startswith("step ÷ Adam on Z80 (LDIR)"))
     price = next(row["time_ratio"] for row in rows if row["method"] == "locoprop-m")
     assert ours[heads.index(where)] == f"{price:.2f} ± 0.25"
     assert ours[heads.index("step ÷ Adam")] == f"{price / 9:.2f}"

@@ -154,6 +154,7 @@ def test_the_file(tmp_path: Path):
     assert config["method"] == "sgd"
     assert config["steps_per_epoch"] == 2, "the last, partial batch is dropped"
     assert {"torch", "torchloco", "python"} <= config["versions"].keys()
+    assert config["machine"]["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert {"method", "epoch", "seconds", "train_loss", "test_loss"} <= rows[0].keys()
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     seconds = [row["seconds"] for row in rows]

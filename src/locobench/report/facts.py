@@ -11,7 +11,7 @@ from locobench.report.results import Results
 from locobench.report.summary import Summary
 from locobench.report.words import search_caveats
 from locobench.runfile import Row
-from locobench.settings import counted_threads
+from locobench.settings import counted_threads, machine_name
 
 _SHARED = ("data", "model", "activation", "epochs", "schedule_epochs", "batch_size", "train_size", "protocol")
 _ELSEWHERE = ("epochs", "schedule_epochs", "batch_size", "device", "threads", "machine", "versions")
@@ -52,9 +52,7 @@ def machine(results: Results) -> str:
 
 
 def _machine(config: Row) -> str:
-    about = config.get("machine", {})
-    name = about.get("gpu") or about.get("cpu") or "unknown machine"
-    return f"{name}, {counted_threads(config.get('threads', '?'))}"
+    return f"{machine_name(config.get('machine', {}))}, {counted_threads(config.get('threads', '?'))}"
 
 
 def provenance(results: Results) -> tuple[str, str]:
