@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def _write(run: RunFile, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     neighbour = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=target.parent))
     try:
-        _fill(run, neighbour)
+        with _errors_told_once():
+            _fill(run, neighbour)
         target.mkdir(parents=True, exist_ok=True)
         for earlier in target.glob("events.out.tfevents*"):
             earlier.unlink()
@@ -72,6 +75,17 @@ def _fill(run: RunFile, folder: Path) -> None:
         picture = grey(path_of(run.path)) if rows else None
         if picture is not None:
             writer.add_image("reconstructions", np.asarray(picture), rows[-1]["epoch"], dataformats="HW")
+
+
+@contextmanager
+def _errors_told_once() -> Iterator[None]:
+    """TensorBoard's thread raises a full disk's error in its caller as well: no traceback of the thread's own then."""
+    usual = threading.excepthook
+    threading.excepthook = lambda raised: None if isinstance(raised.exc_value, OSError) else usual(raised)
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 def _writer() -> type[Any]:

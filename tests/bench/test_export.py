@@ -1,6 +1,8 @@
 """Runs as TensorBoard has them."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,23 @@ def test_runs_whose_names_end_alike_do_not_replace_each_other(study: Path, tmp_p
     shutil.copy(study / "best" / "1" / "sgd.jsonl", tmp_path / "sgd.jsonl")
     shown("export", tmp_path / "sgd.part.jsonl", tmp_path / "sgd.jsonl", "--tensorboard", tmp_path / "logs")
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["sgd", "sgd.part"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_full_disk_is_one_line(finished_study: Path, tmp_path: Path):
+    """TensorBoard writes in a thread, whose own traceback would say it a second time."""
+    pytest.importorskip("tensorboard")
+    program = """
+import resource, signal, sys
+from locobench.cli import app
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+app()
+"""
+    run, logs = finished_study / "best" / "1" / "adam.jsonl", tmp_path / "logs"
+    command = [sys.executable, "-W", "ignore", "-c", program, "export", run, "--tensorboard", logs]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.strip().splitlines()
+    assert "make room" in line
+    assert not list(logs.rglob("*.part"))
