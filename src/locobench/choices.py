@@ -21,6 +21,7 @@ MORE_METHODS = (
     "adamw",
     "nadam",
     "schedule-free",
+    "locoprop-m-centered",
     "locoprop-m-normalized",
     "locoprop-s-fast",
     "locoprop-s-bf16",
@@ -41,6 +42,7 @@ MORE_METHODS = (
 )
 # Those of the full study, each from a well-kept library; tuned in this order.
 STUDY_METHODS = (
+    "locoprop-m-centered",
     "locoprop-m-normalized",
     "locoprop-m-fast",
     "adam",

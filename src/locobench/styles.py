@@ -49,6 +49,7 @@ _LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _STYLES = {
     "locoprop-m": Style("#D55E00", "o"),
     "locoprop-s": Style("#E69F00", "o"),
+    "locoprop-m-centered": Style("#67000D", "X"),
     "locoprop-m-normalized": Style("#E31A1C", "D"),
     "locoprop-m-fast": Style("#A63600", "s", "dash"),
     "locoprop-s-fast": Style("#B8860B", "s", "dash"),

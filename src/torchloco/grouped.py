@@ -21,16 +21,22 @@ def times_gram(
     return torch.add(plus * beta, product, alpha=alpha, out=out)
 
 
+def along(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Matrix v, (d_out,), for v of shape (d_in,) or, one for each group, (g, d_in)."""
+    if vector.dim() == 1:
+        return matrix @ vector
+    return (by_group(matrix, len(vector)) @ vector[..., None]).flatten()
+
+
 def times_vector(matrix: Tensor, vector: Tensor, *, plus: Tensor, beta: float, out: Tensor) -> Tensor:
-    """beta·plus + matrix v into `out`, (d_out,), for v of shape (d_in,) or, one for each group, (g, d_in)."""
+    """beta·plus + matrix v into `out`, (d_out,), for v as in `along`."""
     if vector.dim() == 1:
         return torch.addmv(plus, matrix, vector, beta=beta, out=out)
-    product = (by_group(matrix, len(vector)) @ vector[..., None]).flatten()
-    return torch.add(product, plus, alpha=beta, out=out)
+    return torch.add(along(matrix, vector), plus, alpha=beta, out=out)
 
 
 def add_outer_(matrix: Tensor, units: Tensor, vector: Tensor) -> Tensor:
-    """M + u vᵀ in place, for v as in `times_vector`."""
+    """M + u vᵀ in place, for v as in `along`."""
     if vector.dim() == 1:
         return matrix.addr_(units, vector)
     by_group(matrix, len(vector)).addcmul_(by_group(units, len(vector))[..., None], vector[:, None])

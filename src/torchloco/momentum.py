@@ -41,6 +41,7 @@ class MomentumSteps(FirstOrderSteps):
         epsilon: Added to v inside the root, > 0; its unit is that of a squared gradient.
         local_rows: How many rows each step after the first looks at; see `FirstOrderSteps`.
         local_dtype: Of the products over the rows in those steps; see `FirstOrderSteps`.
+        center: Whether inputs are taken relative to their mean; see `FirstOrderSteps`.
         keep_state: Whether v and m persist over mini-batches; otherwise v is always one.
 
     In a safe solve (`LocoProp(safe=True)`) v takes in the gradient at the weights where it ends. v and the mean have
@@ -62,6 +63,7 @@ class MomentumSteps(FirstOrderSteps):
         epsilon: float = 1e-5,
         local_rows: float = 1.0,
         local_dtype: torch.dtype | None = None,
+        center: bool = False,
         keep_state: bool = True,
     ) -> None:
         check_range("momentum", momentum, 0, 1)
@@ -74,6 +76,7 @@ class MomentumSteps(FirstOrderSteps):
             schedule,
             local_rows=local_rows,
             local_dtype=local_dtype,
+            center=center,
             keep_state=keep_state,
             **options,
         )
@@ -81,7 +84,7 @@ class MomentumSteps(FirstOrderSteps):
     @property
     def name(self) -> str:
         """What a saved state belongs to."""
-        return "MomentumSteps"
+        return f"MomentumSteps{self._coordinates}"
 
     def _descend(self, task: Task) -> Gradients:
         steps, problem, momentum = self.steps or task.steps, task.problem, self.options["momentum"]
@@ -144,6 +147,8 @@ class MomentumSteps(FirstOrderSteps):
             told.append(f"local_rows={self.local_rows:g}")
         if self.local_dtype is not None:
             told.append(f"local_dtype={self.local_dtype}")
+        if self.center:
+            told.append("center=True")
         if not self.keep_state:
             told.append("keep_state=False")
         return f"MomentumSteps({', '.join(told)})"

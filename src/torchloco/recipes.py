@@ -70,16 +70,28 @@ def locoprop_m_normalized(
     Raises:
         ValueError: A number outside its range.
     """
-    solver = MomentumSteps(momentum=momentum, local_rows=FAST_ROWS)
-    check_range("activation_lr", activation_lr, 0)
-    if activation_lr > 1:
-        raise ValueError(
-            "locoprop_m_normalized takes an activation_lr of at most 1, the mean distance of the targets (about 0.02), "
-            f"got {activation_lr:g}"
-        )
-    target = NormalizedTarget(follow_lr=True)
-    chosen = {"lr": lr, "loss": "matching", "activation_lr": activation_lr, "target": target, "solver": solver}
-    return _built("locoprop_m_normalized", model, chosen, options)
+    return _normalized("locoprop_m_normalized", model, lr, activation_lr, momentum, options)
+
+
+def locoprop_m_centered(
+    model: nn.Module, lr: float = 1e-4, *, activation_lr: float = 0.02, momentum: float = 0.998, **options: Any
+) -> LocoProp:
+    """`locoprop_m_normalized` with inputs relative to their mean in every local problem (`MomentumSteps(center=True)`).
+
+    What to begin with for autoencoders and multi-layer perceptrons, above all with ReLU, where inputs are nowhere
+    negative and their mean is most of the curvature that bounds lr.
+
+    Args:
+        model: The network.
+        lr: Base learning rate of the local steps, > 0.
+        activation_lr: γ, how far the targets are on average, in (0, 1].
+        momentum: Of the local steps, in (0, 1).
+        options: Further arguments of `LocoProp`.
+
+    Raises:
+        ValueError: A number outside its range.
+    """
+    return _normalized("locoprop_m_centered", model, lr, activation_lr, momentum, options, center=True)
 
 
 def backprop(model: nn.Module, lr: float, **options: Any) -> LocoProp:
@@ -226,6 +238,28 @@ _ONE_STEP = {"activation_lr": 1.0, "local_steps": 1}
 
 def _steps(paper: bool) -> dict[str, Any]:
     return {} if paper else {"solver": FirstOrderSteps(local_rows=FAST_ROWS)}
+
+
+def _normalized(
+    recipe: str,
+    model: nn.Module,
+    lr: float,
+    activation_lr: float,
+    momentum: float,
+    options: dict[str, Any],
+    center: bool = False,
+) -> LocoProp:
+    """Targets at a distance of γ and steps on few rows, both of which follow the schedule."""
+    solver = MomentumSteps(momentum=momentum, local_rows=FAST_ROWS, center=center)
+    check_range("activation_lr", activation_lr, 0)
+    if activation_lr > 1:
+        raise ValueError(
+            f"{recipe} takes an activation_lr of at most 1, the mean distance of the targets (about 0.02), "
+            f"got {activation_lr:g}"
+        )
+    target = NormalizedTarget(follow_lr=True)
+    chosen = {"lr": lr, "loss": "matching", "activation_lr": activation_lr, "target": target, "solver": solver}
+    return _built(recipe, model, chosen, options)
 
 
 def _built(recipe: str, model: nn.Module, chosen: dict[str, Any], options: dict[str, Any]) -> LocoProp:

@@ -50,8 +50,10 @@ class SampledGradients:
         """Add to `sums` alpha · the gradients of local step j; those of dense rows in the matrix product itself."""
         problem = self._problem
         matrix = problem.matrix(sums[0])
-        view = isinstance(problem.inputs, Dense) and matrix.data_ptr() == sums[0].data_ptr()  # and no copy
-        if self._gram or not view or self._dtype != sums[0].dtype or problem.regularizer is not None:
+        x = self._rows(j % self._parts) if j else problem.inputs
+        view = matrix.data_ptr() == sums[0].data_ptr()  # and no copy
+        dense = isinstance(x, Dense) or j == 0
+        if self._gram or not (view and dense) or self._dtype != sums[0].dtype or problem.regularizer is not None:
             gradients = self.gradient(new, j) if j else problem.first_gradient()
             for total, gradient in zip(sums, gradients, strict=True):
                 total.add_(gradient, alpha=alpha)
@@ -61,9 +63,7 @@ class SampledGradients:
             total.add_(first, alpha=alpha * factor)
         if j == 0:  # nothing has changed since
             return
-        k = j % self._parts
-        x = self._rows(k)
-        delta = self._residual_change(k, x, new)
+        delta = self._residual_change(j % self._parts, x, new)
         scale = alpha * self._parts
         matrix.addmm_(delta.t(), x.dense(), alpha=scale)  # with a beta it would take half as long again
         for total in sums[1:]:

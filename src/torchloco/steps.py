@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from torchloco.centering import centered
 from torchloco.checks import check_count, check_range
+from torchloco.losses import Loss
 from torchloco.problem import Gradients, LocalProblem, Size
+from torchloco.regularizers import Regularizer
 from torchloco.rmsprop import RMSProp
 from torchloco.sampling import SampledGradients
 from torchloco.solvers import Solver, Task
@@ -94,12 +98,16 @@ class FirstOrderSteps(Solver):
             solve looks at all rows, in the weights' precision.
         local_dtype: Of the products over the rows in those steps, such as torch.bfloat16; default: the weights' own.
             Weights, averages and pre-activations keep theirs.
+        center: Whether layers with a bias take their inputs relative to the mini-batch's mean μ, and b̃ + W̃ μ as the
+            bias: the same local problem without the part of its curvature that the mean makes, which allows larger
+            steps. One plain step is then no longer back-propagation's. Layers without a bias, and attention whose
+            queries and keys differ in number, are as they are. A step costs a pass over the weight more.
         keep_state: Whether the optimizer's state persists over mini-batches, as in the paper, or starts anew with each.
         options: Further arguments of the optimizer, such as `momentum=0.9`.
 
     Raises:
-        TypeError: `optimizer` or `schedule` is not callable, the optimizer needs a closure, as LBFGS does, or `steps`
-            is no whole number.
+        TypeError: `optimizer` or `schedule` is not callable, the optimizer needs a closure, as LBFGS does, `steps`
+            is no whole number, or `center` no bool.
         ValueError: No schedule of that name; `steps` is below 1.
     """
 
@@ -111,6 +119,7 @@ class FirstOrderSteps(Solver):
         *,
         local_rows: float = 1.0,
         local_dtype: torch.dtype | None = None,
+        center: bool = False,
         keep_state: bool = True,
         **options: Any,
     ) -> None:
@@ -140,13 +149,29 @@ class FirstOrderSteps(Solver):
                 f"local_dtype must be a floating-point torch.dtype such as torch.bfloat16, got {local_dtype!r}"
             )
         self.local_dtype = local_dtype
+        if not isinstance(center, bool):
+            raise TypeError(f"center must be True or False, got {center!r}")
+        self.center = center
         self.keep_state = bool(keep_state)
 
     @property
     def name(self) -> str:
         """Names the inner optimizer too, since the saved state is its own, and where lr is: m is in units of that."""
         outside = " with lr outside" if self.options.get("lr_outside") else ""
-        return f"FirstOrderSteps of {getattr(self.optimizer, '__name__', 'a factory')}{outside}"
+        return f"FirstOrderSteps of {getattr(self.optimizer, '__name__', 'a factory')}{outside}{self._coordinates}"
+
+    @property
+    def _coordinates(self) -> str:
+        """In which the state's gradients are, for `name`."""
+        return " with centered inputs" if self.center else ""
+
+    def check(self, loss: Loss, regularizer: Regularizer | None) -> None:
+        """Centered inputs and a regularizer do not go together: it would see another bias."""
+        if self.center and regularizer is not None:
+            raise ValueError(
+                "center=True takes no regularizer, which would be about b̃ + W̃ μ instead of the bias, got "
+                f"{regularizer!r}; leave one of the two out"
+            )
 
     def attach(self, params: list[Parameter], lr: float) -> Optimizer:
         """An inner optimizer with one group per parameter, since weight and bias may differ in lr."""
@@ -164,7 +189,8 @@ class FirstOrderSteps(Solver):
             task.forget()
         users = [p.grad for p in task.params]
         try:
-            (self._descend_safely if task.safe else self._descend)(task)
+            with centered(task) if self.center else nullcontext(task) as own:
+                (self._descend_safely if own.safe else self._descend)(own)
         finally:
             for p, grad in zip(task.params, users, strict=True):
                 p.grad = grad
@@ -251,7 +277,8 @@ class FirstOrderSteps(Solver):
         rows = "" if self.local_rows == 1.0 else f", local_rows={self.local_rows:g}"
         dtype = "" if self.local_dtype is None else f", local_dtype={self.local_dtype}"
         schedule = getattr(self.schedule, "__name__", self.schedule)
-        return f"FirstOrderSteps({name}{steps}{options}, schedule={schedule}{rows}{dtype}{keep})"
+        center = ", center=True" if self.center else ""
+        return f"FirstOrderSteps({name}{steps}{options}, schedule={schedule}{rows}{dtype}{center}{keep})"
 
 
 def _evaluation(problem: LocalProblem, count: int) -> Callable[[list[Tensor]], tuple[float, Gradients]]:

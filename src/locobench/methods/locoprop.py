@@ -66,6 +66,16 @@ LOCOPROP_METHODS = [
         note="as locoprop-s, each local step after the first over 48 of the rows, layers at the same time",
     ),
     Method(
+        "locoprop-m-centered",
+        "LocoProp-M (centered)",
+        lambda model, lr, momentum=0.998, activation_lr=0.02: recipes.locoprop_m_centered(
+            model, lr, activation_lr=activation_lr, momentum=momentum, output="sigmoid"
+        ),
+        lr=1e-4,
+        cost=1.8,
+        note="as locoprop-m-normalized, each layer's inputs relative to their mean over the mini-batch",
+    ),
+    Method(
         "locoprop-m-normalized",
         "LocoProp-M (normalized)",
         lambda model, lr, momentum=0.998, activation_lr=0.02: recipes.locoprop_m_normalized(
