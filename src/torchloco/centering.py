@@ -132,7 +132,9 @@ class CenteredProblem(LocalProblem):
 def centered_problem(problem: LocalProblem) -> CenteredProblem | None:
     """The same problem with centered inputs, None where there is no bias to make up for it (or rows only fill up)."""
     inputs = problem.inputs
-    if problem.bias is None or not problem.learn_bias or inputs.mask is not None or not inputs.all_rows:
+    # What decides must be the same in all processes that share a batch, so it is not `inputs.mask`.
+    rows_only = set(inputs.group_rows) == {inputs.all_rows}
+    if problem.bias is None or not problem.learn_bias or not rows_only or not inputs.all_rows:
         return None
     mean = inputs.row_sum() / inputs.all_rows
     given = {field.name: getattr(problem, field.name) for field in fields(LocalProblem)}
