@@ -94,6 +94,9 @@ METHODS: dict[str, Callable[[nn.Module, float], Optimizer]] = {
     "locoprop-s": _loco(activation_lr=100.0, loss="squared", solver=FirstOrderSteps(local_rows=ROWS)),
     "locoprop-m-all": _loco(activation_lr=100.0, solver=FirstOrderSteps(momentum=0.9)),
     "locoprop-m-48": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=48, momentum=0.9)),
+    "locoprop-m-48-centered": _loco(
+        activation_lr=100.0, solver=FirstOrderSteps(local_rows=48, momentum=0.9, center=True)
+    ),
     "locoprop-m-0.9": _loco(activation_lr=100.0, solver=FirstOrderSteps(local_rows=ROWS, momentum=0.9)),
     "locoprop-s-mlp": _mlp(activation_lr=100.0, loss="squared", solver=FirstOrderSteps(local_rows=ROWS)),
     "spectral-1-mlp": _mlp(solver=Spectral(damping=1.0)),
