@@ -101,7 +101,8 @@ class FirstOrderSteps(Solver):
         center: Whether layers with a bias take their inputs relative to the mini-batch's mean μ, and b̃ + W̃ μ as the
             bias: the same local problem without the part of its curvature that the mean makes, which allows larger
             steps. One plain step is then no longer back-propagation's. Layers without a bias, and attention whose
-            queries and keys differ in number, are as they are. A step costs a pass over the weight more.
+            queries and keys differ in number, are as they are. Costs one or two passes over the weight per mini-batch.
+            Keep the weights in float32 with it: b̃ + W̃ μ is rounded as they are, and may be much larger than b̃.
         keep_state: Whether the optimizer's state persists over mini-batches, as in the paper, or starts anew with each.
         options: Further arguments of the optimizer, such as `momentum=0.9`.
 
