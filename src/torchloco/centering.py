@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from torchloco.grouped import add_outer_, along
+from torchloco.grouped import add_outer_, along, minus_outer
 from torchloco.inputs import Dense, Inputs
 from torchloco.problem import LocalProblem
 from torchloco.solvers import Task
@@ -65,6 +65,8 @@ class CenteredInputs(Inputs):
 
     def part(self, k: int, parts: int) -> Inputs:
         """See `Inputs.part`; few rows of a matrix are centered at once."""
+        if isinstance(self._inputs, Dense):  # in one pass
+            return self._inputs.having(self._inputs.x[k::parts] - self._mean)
         part = self._inputs.part(k, parts)
         return part.having(part.x - self._mean) if isinstance(part, Dense) else CenteredInputs(part, self._mean)
 
@@ -139,7 +141,7 @@ def centered_problem(problem: LocalProblem) -> CenteredProblem | None:
     mean = inputs.row_sum() / inputs.all_rows
     given = {field.name: getattr(problem, field.name) for field in fields(LocalProblem)}
     weight, bias = problem.gradients
-    given["gradients"] = [problem.shaped(add_outer_(problem.matrix(weight).clone(), -bias, mean)), bias]
+    given["gradients"] = [problem.shaped(minus_outer(problem.matrix(weight), bias, mean)), bias]
     given["bias"] = problem.bias + along(problem.matrix(problem.weight), mean)
     return CenteredProblem(**given, mean=mean)
 

@@ -41,3 +41,10 @@ def add_outer_(matrix: Tensor, units: Tensor, vector: Tensor) -> Tensor:
         return matrix.addr_(units, vector)
     by_group(matrix, len(vector)).addcmul_(by_group(units, len(vector))[..., None], vector[:, None])
     return matrix
+
+
+def minus_outer(matrix: Tensor, units: Tensor, vector: Tensor) -> Tensor:
+    """M - u vᵀ, for v as in `along`."""
+    if vector.dim() == 1:
+        return torch.addr(matrix, units, vector, alpha=-1)
+    return add_outer_(matrix.clone(), -units, vector)
