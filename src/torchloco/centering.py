@@ -96,15 +96,12 @@ class CenteredInputs(Inputs):
         return self._inputs.sum_ones(delta, out=out)
 
     def gram(self) -> Tensor:
-        """See `Inputs.gram`."""
-        mean, row_sum = self._mean, self._inputs.row_sum()
-        cross = row_sum[..., :, None] * mean[..., None, :]
-        gram = self._inputs.gram() - cross - cross.mT
-        return gram + self.all_rows * mean[..., :, None] * mean[..., None, :]
+        """See `Inputs.gram`; of the centered rows, as in C - N μ μᵀ most of the digits may go."""
+        return self.total(super().gram())
 
     def row_sum(self) -> Tensor:
         """See `Inputs.row_sum`; zero to rounding, where these are all rows."""
-        return self._inputs.row_sum() - self.all_rows * self._mean
+        return self.total(super().row_sum())
 
     def squares(self) -> float:
         """See `Inputs.squares`."""

@@ -78,8 +78,8 @@ def locoprop_m_centered(
 ) -> LocoProp:
     """`locoprop_m_normalized` with inputs relative to their mean in every local problem (`MomentumSteps(center=True)`).
 
-    What to begin with for autoencoders and multi-layer perceptrons, above all with ReLU, where inputs are nowhere
-    negative and their mean is most of the curvature that bounds lr.
+    What to begin with for autoencoders, above all with ReLU, where inputs are nowhere negative and their mean is most
+    of the curvature that bounds lr.
 
     Args:
         model: The network.
